@@ -1,0 +1,1 @@
+"""The learning core: tasks, environments, policies and meta-learners. Knows no HTTP, no SQL, no settings."""

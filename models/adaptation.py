@@ -1,0 +1,118 @@
+"""Adapt an initialisation to tasks it has not seen, and measure what that was worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from models import random
+from models.learners import MAML
+from models.rollout import collect
+from models.tasks import TaskBatch
+from models.types import InvalidValue, Params, all_finite, stack_params
+
+MAX_STEPS_PER_TASK = 1_000_000
+"""Episodes times horizon of one rollout of one task: what a worker's memory surely holds."""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Adapt with the learner's own inner loop."""
+
+    name: Literal["inner-loop"] = "inner-loop"
+
+    steps: Annotated[int, Ge(1), Le(100)] = 1
+    """Inner gradient steps; it may differ from the number in training."""
+
+    episodes: Annotated[int, Ge(2), Le(1000)] = 20
+    """Episodes collected for each step."""
+
+    learning_rate: Annotated[float, Gt(0), Le(1000)] | None = None
+    """Step size; null takes the learner's `inner_learning_rate`."""
+
+    evaluation_episodes: Annotated[int, Ge(1), Le(1000)] = 20
+    """Fresh episodes, used for nothing else, that measure the return before adapting and after each step."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Performance after some adaptation data.
+
+    Attributes:
+        episodes: Support episodes used for each task so far.
+        environment_steps: Steps of those episodes, [N].
+        mean_return: Mean undiscounted return of fresh episodes, [N].
+    """
+
+    episodes: int
+    environment_steps: Tensor
+    mean_return: Tensor
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Policies adapted to N tasks: parameters [N, ...] and a learning curve of steps + 1 points."""
+
+    params: Params
+    curve: tuple[CurvePoint, ...]
+
+
+class AdaptationDiverged(ArithmeticError):
+    """Adapting gave parameters that are not finite."""
+
+
+def require_memory(episodes: int, horizon: int, pointer: str) -> None:
+    """Refuse a rollout that would not fit in memory.
+
+    Raises:
+        InvalidValue: At ``pointer``, if episodes x horizon is above :data:`MAX_STEPS_PER_TASK`.
+    """
+    if episodes * horizon > MAX_STEPS_PER_TASK:
+        limit = MAX_STEPS_PER_TASK // horizon
+        raise InvalidValue(pointer, f"{episodes} episodes of {horizon} steps are too many; at most {limit} fit")
+
+
+def adapt(learner: MAML, params: Params, tasks: TaskBatch, method: InnerLoop, seed: int) -> Adaptation:
+    """Adapt one initialisation to each of N tasks.
+
+    Support and evaluation episodes come from streams of their own, so measuring changes nothing.
+
+    Args:
+        learner: Whose inner loop is used.
+        params: The initialisation: one policy.
+        tasks: N tasks.
+        method: Steps, episodes and rate.
+        seed: Of all randomness; the result for task n depends on (seed, n) alone.
+
+    Returns:
+        Adapted policies, whose value heads are fitted to the last evaluation episodes, and their curve.
+
+    Raises:
+        AdaptationDiverged: If a parameter became NaN or infinite.
+        InvalidValue: If a rollout would not fit in memory.
+        NonFiniteReward: If a task's reward became so.
+    """
+    horizon = int(tasks.horizon.max())
+    require_memory(method.episodes, horizon, "/method/episodes")
+    require_memory(method.evaluation_episodes, horizon, "/method/evaluation_episodes")
+    keys = random.fold_in(random.key(seed, "adapt"), torch.arange(len(tasks)))
+    adapted = stack_params(params, len(tasks))
+    steps_used = torch.zeros(len(tasks), dtype=torch.int64)
+    curve = []
+    for step in range(method.steps + 1):
+        if step:
+            support_keys = random.fold_in(keys, 2 * step)
+            rollout, _, adapted = learner.inner_step(
+                adapted, tasks, support_keys, method.episodes, method.learning_rate
+            )
+            steps_used = steps_used + rollout.mask.count_nonzero((1, 2))
+            if not all_finite(adapted):
+                raise AdaptationDiverged(f"step {step} gave NaN or infinite parameters; try a smaller learning_rate")
+        evaluation_keys = random.fold_in(keys, 2 * step + 1)
+        fresh = collect(learner.policy, adapted, tasks, method.evaluation_episodes, evaluation_keys)
+        curve.append(CurvePoint(step * method.episodes, steps_used, fresh.mean_return))
+    return Adaptation(learner.fit_value(adapted, tasks, fresh), tuple(curve))

@@ -1,0 +1,252 @@
+"""Artefacts: tensors as safetensors, everything else as a JSON manifest with digests. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from models.learners import LEARNERS, MAML, LearnerConfig, MAMLConfig
+from models.learners.maml import LearnerState
+from models.optimiser import AdamState
+from models.policy import Policy, PolicyConfig
+from models.training import TrainingState
+from models.types import Params, all_finite, canonical_json
+
+FORMAT = 1
+"""Number of the manifest format; a reader refuses any other."""
+
+PARAMETERS_FILE = "parameters.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+Config = TypeVar("Config")
+
+
+class InvalidArtefact(ValueError):
+    """Bytes that are not what their manifest says."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A loaded version: a learner's config, a policy architecture and one policy's parameters."""
+
+    manifest: Mapping[str, Any]
+    learner: LearnerConfig
+    policy: Policy
+    params: Params
+
+    def build(self) -> MAML:
+        """The learner that can adapt these parameters."""
+        return LEARNERS[self.learner.name](self.learner, self.policy)
+
+
+@functools.cache
+def code_version() -> str:
+    """The distribution's version and a digest of the core's source: equal strings compute equal numbers."""
+    digest = hashlib.sha256()
+    root = pathlib.Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{importlib.metadata.version('headstart')}+core.{digest.hexdigest()[:12]}"
+
+
+def save_params(params: Params, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Tensors as safetensors bytes; equal tensors give equal bytes."""
+    tensors = {name: params[name].detach().cpu().contiguous() for name in sorted(params)}
+    return safetensors.torch.save(tensors, dict(metadata) if metadata else None)
+
+
+def load_params(data: bytes) -> Params:
+    """Tensors of safetensors bytes.
+
+    Raises:
+        InvalidArtefact: If the bytes are not safetensors.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise InvalidArtefact(f"not a safetensors file: {error}") from error
+
+
+def to_json(config: object) -> dict[str, Any]:
+    """A config dataclass as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload, no-any-return]
+
+
+def from_json(config_class: type[Config], data: Mapping[str, Any]) -> Config:
+    """A flat config dataclass from JSON values.
+
+    Raises:
+        InvalidArtefact: If a member is unknown.
+    """
+    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    if unknown := set(data) - known:
+        raise InvalidArtefact(f"unknown members of {config_class.__name__}: {', '.join(sorted(unknown))}")
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def space_to_json(space: Box | Discrete[Any]) -> dict[str, Any]:
+    """A space as ``{"type": "discrete", "n"}`` or ``{"type": "box", "low", "high"}``; an infinite bound is null."""
+    if isinstance(space, Discrete):
+        return {"type": "discrete", "n": int(space.n)}
+    bounds = {"low": space.low, "high": space.high}
+    return {"type": "box"} | {
+        name: [float(x) if np.isfinite(x) else None for x in bound] for name, bound in bounds.items()
+    }
+
+
+def space_from_json(data: Mapping[str, Any]) -> Box | Discrete[Any]:
+    """The inverse of :func:`space_to_json`."""
+    if data["type"] == "discrete":
+        return Discrete(int(data["n"]))
+    low = np.array([-np.inf if x is None else x for x in data["low"]], np.float32)
+    high = np.array([np.inf if x is None else x for x in data["high"]], np.float32)
+    return Box(low, high)
+
+
+def policy_to_json(policy: Policy) -> dict[str, Any]:
+    """Architecture and spaces: with the tensors, all that is needed to act."""
+    return {
+        "policy": to_json(policy.config),
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+    }
+
+
+def policy_from_json(data: Mapping[str, Any]) -> Policy:
+    """The inverse of :func:`policy_to_json`."""
+    observation_space = space_from_json(data["observation_space"])
+    if not isinstance(observation_space, Box):
+        raise InvalidArtefact("observation_space must be a box")
+    return Policy(from_json(PolicyConfig, data["policy"]), observation_space, space_from_json(data["action_space"]))
+
+
+def pack(learner: LearnerConfig, policy: Policy, params: Params, about: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """A version's two files.
+
+    Args:
+        learner: The learner's config.
+        policy: The architecture.
+        params: The initialisation.
+        about: Further members of the manifest: run, seed, environment, tasks, metrics, ...
+
+    Returns:
+        ``manifest.json`` and ``parameters.safetensors``; the manifest holds the digest of the parameters.
+    """
+    parameters = save_params(params)
+    manifest = {
+        "format": FORMAT,
+        "learner": to_json(learner),
+        **policy_to_json(policy),
+        "code_version": code_version(),
+        **about,
+        "files": {
+            PARAMETERS_FILE: {
+                "sha256": hashlib.sha256(parameters).hexdigest(),
+                "size_bytes": len(parameters),
+                "shapes": {name: list(value.shape) for name, value in sorted(params.items())},
+            }
+        },
+    }
+    return canonical_json(manifest).encode(), parameters
+
+
+def unpack(manifest: bytes, parameters: bytes) -> Artefact:
+    """Read a version's two files.
+
+    Raises:
+        InvalidArtefact: On a wrong digest, an unknown format number, a shape that disagrees, a number that is not
+            finite, or anything else that the manifest and the tensors do not agree on.
+    """
+    try:
+        data = json.loads(manifest)
+        if data.get("format") != FORMAT:
+            raise InvalidArtefact(f"format {data.get('format')!r} is unknown; this reader knows {FORMAT}")
+        entry = data["files"][PARAMETERS_FILE]
+        digest = hashlib.sha256(parameters).hexdigest()
+        if entry["sha256"] != digest:
+            raise InvalidArtefact(f"{PARAMETERS_FILE} has sha256 {digest}, the manifest says {entry['sha256']}")
+        policy = policy_from_json(data)
+        learner = from_json(MAMLConfig, data["learner"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InvalidArtefact):
+            raise
+        raise InvalidArtefact(f"the manifest is malformed: {error!r}") from error
+    return Artefact(data, learner, policy, check_params(policy, load_params(parameters)))
+
+
+def check_params(policy: Policy, params: Params) -> Params:
+    """The tensors, if they are those of one such policy.
+
+    Raises:
+        InvalidArtefact: On a missing, surplus or misshapen tensor, or one that is not finite.
+    """
+    shapes = policy.shapes()
+    if set(shapes) != set(params):
+        raise InvalidArtefact(f"tensors {sorted(params)} where the policy has {sorted(shapes)}")
+    for name, shape in shapes.items():
+        if tuple(params[name].shape) != shape:
+            raise InvalidArtefact(f"{name} is {tuple(params[name].shape)}, the policy needs {shape}")
+    if not all_finite(params):
+        raise InvalidArtefact("a parameter is NaN or infinite")
+    return params
+
+
+def save_state(state: TrainingState) -> bytes:
+    """A training state as one safetensors file; counters travel in its header."""
+    tensors = {f"params/{name}": value for name, value in state.learner.params.items()}
+    tensors |= {f"mean/{name}": value for name, value in state.learner.optimiser.mean.items()}
+    tensors |= {f"square/{name}": value for name, value in state.learner.optimiser.square.items()}
+    tensors["history"] = torch.tensor(state.history, dtype=torch.float64)
+    counters = {
+        "iterations": state.iterations,
+        "environment_steps": state.environment_steps,
+        "seconds": state.seconds,
+        "optimiser_step": state.learner.optimiser.step,
+        "code_version": code_version(),
+    }
+    return save_params(tensors, {"headstart": json.dumps(counters)})
+
+
+def load_state(data: bytes) -> TrainingState:
+    """The inverse of :func:`save_state`.
+
+    Raises:
+        InvalidArtefact: If the bytes are not a training state.
+    """
+    tensors = load_params(data)
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        counters = json.loads(header["__metadata__"]["headstart"])
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        adam = AdamState(counters["optimiser_step"], part("mean/"), part("square/"))
+        return TrainingState(
+            LearnerState(part("params/"), adam),
+            counters["iterations"],
+            counters["environment_steps"],
+            counters["seconds"],
+            tuple(tensors["history"].tolist()),
+        )
+    except (KeyError, ValueError) as error:
+        raise InvalidArtefact(f"not a training state: {error!r}") from error
+
+
+def numpy_params(params: Params) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """One policy's tensors as float32 arrays, for :class:`models.runtime.NumpyPolicy`."""
+    return {name: value.detach().cpu().float().numpy() for name, value in params.items()}

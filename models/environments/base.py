@@ -1,0 +1,172 @@
+"""What an environment model is: a schema of parameters and the functions of a Markov decision process.
+
+The functions are those of ``gymnasium.experimental.functional.FuncEnv``, over leading batch axes, so that the
+dynamics and the reward of a task are separate and replaceable.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from models.types import InvalidValue, Params
+
+
+def shown(value: object) -> str:
+    """A value as an error message may show it: short, whatever was sent."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:37] + "...")
+    return f"a {type(value).__name__}"
+
+
+def pointer_to(*members: str) -> str:
+    """The JSON pointer (RFC 6901) through these member names."""
+    return "".join("/" + member.replace("~", "~0").replace("/", "~1") for member in members)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of an environment's dynamics: a number in a closed range, or one of a few words.
+
+    Attributes:
+        name: Its name in task definitions.
+        default: The value a task has that does not say.
+        low: Smallest value, in ``unit``; ignored where there are ``choices``.
+        high: Largest value, in ``unit``; ignored where there are ``choices``.
+        unit: Unit of the number; empty where it has none.
+        description: What it means, for a person.
+        choices: The words a categorical parameter can take; empty for a number.
+    """
+
+    name: str
+    default: float | str
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+    description: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """The values it takes, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"a number from {self.low:g} to {self.high:g}{unit}"
+
+    def check(self, value: object, pointer: str | None = None) -> float | str:
+        """The value as a task holds it: a number as a float, zero unsigned, so that equal tasks read alike.
+
+        Raises:
+            InvalidValue: If it is not allowed; at ``pointer``, by default ``/parameters/<name>``.
+        """
+        if self.choices:
+            if isinstance(value, str) and value in self.choices:
+                return value
+        # The comparison comes before float(), which a huge integer would overflow; NaN fails it.
+        elif isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
+            return float(value) + 0.0
+        where = pointer_to("parameters", self.name) if pointer is None else pointer
+        raise InvalidValue(where, f"{self.name} must be {self.allowed}, not {shown(value)}")
+
+    def number(self, value: float | str) -> float:
+        """A checked value as dynamics see it: a choice is its index."""
+        return float(self.choices.index(value)) if isinstance(value, str) else value
+
+
+class Environment(ABC):
+    """A model of dynamics, without a task: what is left of the decision process is a task's parameters.
+
+    State is a float tensor ``[..., S]`` and keys (:mod:`models.random`) are int64 ``[...]``. Parameters are
+    tensors of one shape that broadcasts against the leading axes, ``[N, 1]`` for states ``[N, B, S]``; a
+    categorical one is the index of its choice. Dtype and device are those of the parameters. Actions are in
+    environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
+    action space by the environment.
+
+    Every method but :meth:`prepare` takes parameters that went through :meth:`prepare` once, so that
+    what depends on the parameters alone is not worked out again at every step.
+
+    Attributes:
+        id: Its name in task definitions; Gymnasium's id where Gymnasium has the same environment.
+        title: What to call it, for a person.
+        description: What it is and where it comes from, for a person.
+        parameters: The parameters of its dynamics.
+        observation_space: Shape and bounds of one observation.
+        action_space: The actions it takes.
+        default_horizon: Steps after which an episode is truncated, where a task does not say.
+    """
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    description: ClassVar[str]
+    parameters: ClassVar[tuple[Parameter, ...]]
+    observation_space: ClassVar[Box]
+    action_space: ClassVar[Box | Discrete[np.int64]]
+    default_horizon: ClassVar[int]
+
+    @property
+    def observation_size(self) -> int:
+        """``O``, the numbers in one observation."""
+        return int(self.observation_space.shape[0])
+
+    @property
+    def action_size(self) -> int | None:
+        """``A``, the numbers in one action; ``None`` where actions are discrete."""
+        return int(self.action_space.shape[0]) if isinstance(self.action_space, Box) else None
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of that name.
+
+        Raises:
+            InvalidValue: If there is none; names those there are.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        known = ", ".join(parameter.name for parameter in self.parameters)
+        detail = f"{self.id} has no parameter {shown(name)}; its parameters are {known}"
+        raise InvalidValue(pointer_to("parameters", str(name)), detail)
+
+    def prepare(self, params: Params) -> Params:
+        """The parameters and, under further names, what the dynamics derive from them alone.
+
+        Every derived tensor starts with the parameters' axes, so that a caller may insert one after the
+        tasks' axis in all of them alike, to have ``[N, 1, 1, ...]`` against states ``[N, T, B, S]``.
+        """
+        return params
+
+    @abstractmethod
+    def initial(self, rng: Tensor, params: Params) -> Tensor:
+        """First states of episodes, ``[*rng.shape, S]``; each depends on its own key and parameters only."""
+
+    @abstractmethod
+    def transition(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> Tensor:
+        """The states that follow, ``[..., S]``."""
+
+    @abstractmethod
+    def observation(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
+        """What a policy sees of the states, ``[..., O]``; ``rng`` may be ``None`` where it draws nothing."""
+
+    @abstractmethod
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
+        """The environment's own reward of each transition, ``[...]``; ``rng`` as in :meth:`observation`."""
+
+    @abstractmethod
+    def terminal(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
+        """Whether an episode ends in each state, bool ``[...]``; a horizon is the task's, not a state's."""
+
+    def step(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> tuple[Tensor, Tensor, Tensor]:
+        """Next state, reward and whether the next state is terminal."""
+        next_state = self.transition(state, action, rng, params)
+        reward = self.reward(state, action, next_state, rng, params)
+        return next_state, reward, self.terminal(next_state, rng, params)

@@ -1,0 +1,300 @@
+"""MAML: learn the parameters from which a few policy-gradient steps solve a new task.
+
+Source: Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning", algorithm 3; the clipped outer step over several
+epochs is that of Rothfuss et al. 2019, "ProMP", algorithm 1, without its penalty on the inner divergence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, final
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from models import losses, optimiser, random, returns
+from models.policy import Policy
+from models.rollout import collect
+from models.tasks import TaskBatch
+from models.types import Params, Rollout, all_finite, stack_params
+
+Metrics = dict[str, float]
+
+_ROWS_AT_ONCE = 4_000
+"""Steps whose gradient is taken together: few enough that their activations stay in the processor's cache."""
+
+
+class Diverged(ArithmeticError):
+    """Training produced NaN or infinity; the state before that step is still good."""
+
+
+@dataclass(frozen=True)
+class MAMLConfig:
+    """Hyperparameters of :class:`MAML`."""
+
+    name: Literal["maml"] = "maml"
+
+    inner_steps: Annotated[int, Ge(1), Le(20)] = 1
+    """Gradient steps of the inner loop, each on episodes of its own."""
+
+    inner_learning_rate: Annotated[float, Gt(0), Le(1000)] = 0.1
+    """α: step size of the inner loop, on the mean loss over a task's steps."""
+
+    first_order: bool = False
+    """Drop the second derivatives from the meta-gradient (FOMAML, Finn et al. 2017, section 5.2)."""
+
+    tasks_per_iteration: Annotated[int, Ge(1), Le(1000)] = 20
+    """Tasks of one outer step."""
+
+    episodes_per_task: Annotated[int, Ge(2), Le(1000)] = 20
+    """Episodes of one task in each rollout: every inner step has one rollout, and the outer step another."""
+
+    baseline: Literal["linear", "value"] = "linear"
+    """What is subtracted from returns. `linear`: a fit on features of observation and time (Duan et al. 2016).
+    `value`: the value head, fitted to the task's episodes on the trunk's features."""
+
+    gae_decay: Annotated[float, Ge(0), Le(1)] = 1.0
+    """λ of the generalised advantage estimate; 1 is the return minus the baseline."""
+
+    normalise_advantages: bool = True
+    """Give each task's advantages mean 0 and standard deviation 1."""
+
+    entropy_coefficient: Annotated[float, Ge(0), Le(10)] = 0.0
+    """Weight of the policy's entropy (nats) in both loops' objectives."""
+
+    outer_learning_rate: Annotated[float, Gt(0), Le(1)] = 1e-3
+    """Step size of Adam in the outer loop."""
+
+    outer_epochs: Annotated[int, Ge(1), Le(100)] = 1
+    """Adam updates on the same rollouts; more than one wants `clip_ratio`."""
+
+    clip_ratio: Annotated[float, Gt(0), Le(1)] | None = None
+    """ε of the clipped outer objective; null leaves the likelihood ratio as it is."""
+
+    max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = 0.5
+    """The meta-gradient is scaled down to this Euclidean norm; null leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """All that an outer step changes: the initialisation and the outer optimiser's moments."""
+
+    params: Params
+    optimiser: optimiser.AdamState
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout made ready for losses; rows are steps. Constants to every gradient.
+
+    Attributes:
+        observation: [N, M, O].
+        action: [N, M] or [N, M, A].
+        log_prob: [N, M], under the policy that acted.
+        advantage: [N, M].
+        mask: [N, M].
+    """
+
+    observation: Tensor
+    action: Tensor
+    log_prob: Tensor
+    advantage: Tensor
+    mask: Tensor
+
+    def select(self, rows: slice) -> Experience:
+        """The experience of some of the tasks."""
+        return Experience(
+            self.observation[rows],
+            self.action[rows],
+            self.log_prob[rows],
+            self.advantage[rows],
+            self.mask[rows],
+        )
+
+
+@final
+class MAML:
+    """Exact second-order MAML, batched over tasks."""
+
+    def __init__(self, config: MAMLConfig, policy: Policy) -> None:
+        self.config = config
+        self.policy = policy
+        self._trainable = [name for name in policy.trainable() if not name.startswith("value.")]
+
+    def initialise(self, seed: int, dtype: torch.dtype = torch.float32) -> LearnerState:
+        """A new policy's parameters and an optimiser that has made no step."""
+        params = self.policy.initialise(seed, dtype)
+        return LearnerState(params, optimiser.AdamState.initial({n: params[n] for n in self._trainable}))
+
+    def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:
+        """One iteration: adapt to every task, then move the initialisation along the mean meta-gradient.
+
+        Args:
+            state: Before the step; left unchanged.
+            tasks: N tasks.
+            keys: [N] int64: all randomness of task n comes from stream n.
+
+        Returns:
+            The state after, and `return_before`, `return_after` (means over tasks, before and after adapting),
+            `gradient_norm`, `environment_steps`.
+
+        Raises:
+            Diverged: If a parameter became NaN or infinite.
+            NonFiniteReward: If a task's reward did.
+        """
+        adapted, support, rollouts = stack_params(state.params, len(tasks)), [], []
+        for step in range(self.config.inner_steps):
+            rollout, experience, adapted = self.inner_step(adapted, tasks, random.fold_in(keys, step))
+            rollouts.append(rollout)
+            support.append(experience)
+        query_rollout = self._collect(adapted, tasks, random.fold_in(keys, self.config.inner_steps))
+        query = self.experience(adapted, tasks, query_rollout)
+        params, adam_state = state.params, state.optimiser
+        for _ in range(self.config.outer_epochs):
+            gradient = self.meta_gradient(params, support, query)
+            norm = optimiser.global_norm(gradient)
+            if self.config.max_gradient_norm is not None:
+                gradient = optimiser.clip_norm(gradient, norm, self.config.max_gradient_norm)
+            params, adam_state = optimiser.adam(params, gradient, adam_state, self.config.outer_learning_rate)
+        if not all_finite(params):
+            raise Diverged("the meta-gradient became NaN or infinite; a smaller learning rate may help")
+        params = self._refit(params, tasks, rollouts[0])
+        metrics = {
+            "return_before": float(rollouts[0].mean_return.mean()),
+            "return_after": float(query_rollout.mean_return.mean()),
+            "gradient_norm": float(norm),
+            "environment_steps": float(sum(r.environment_steps for r in [*rollouts, query_rollout])),
+        }
+        return LearnerState(params, adam_state), metrics
+
+    def inner_step(
+        self,
+        params: Params,
+        tasks: TaskBatch,
+        keys: Tensor,
+        episodes: int | None = None,
+        rate: float | None = None,
+    ) -> tuple[Rollout, Experience, Params]:
+        """Collect support episodes with N policies and take one inner gradient step with each; no graph is kept.
+
+        Returns:
+            The support rollout, its experience, and the N adapted policies.
+        """
+        rollout = self._collect(params, tasks, keys, episodes)
+        experience = self.experience(params, tasks, rollout)
+        parts = []
+        for rows in _chunks(experience.mask):
+            part = {name: value[rows].detach() for name, value in params.items()}
+            parts.append(self._descend(part, experience.select(rows), rate, create_graph=False))
+        return (
+            rollout,
+            experience,
+            {name: torch.cat([part[name].detach() for part in parts]) for name in params},
+        )
+
+    def experience(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Experience:
+        """Advantages of a rollout by this learner's baseline, flattened to rows."""
+        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)
+        if self.config.baseline == "linear":
+            value = returns.linear_baseline(rollout, reward_to_go)
+        else:
+            features = self._features(params, rollout)
+            fit = self._fit_value(features, reward_to_go, rollout.mask)
+            value = self.policy.value(fit, features).reshape(rollout.reward.shape)
+        # An episode's horizon is part of its task: nothing is earned after it, so nothing is bootstrapped.
+        final = torch.zeros_like(rollout.reward[:, 0])
+        advantage = returns.generalised_advantages(
+            rollout.reward, rollout.mask, value, final, tasks.discount, self.config.gae_decay
+        )
+        if self.config.normalise_advantages:
+            advantage = returns.standardise(advantage, rollout.mask)
+        return Experience(
+            rollout.observation.flatten(1, 2),
+            rollout.action.flatten(1, 2),
+            rollout.log_prob.flatten(1, 2),
+            advantage.flatten(1, 2),
+            rollout.mask.flatten(1, 2),
+        )
+
+    def meta_gradient(self, params: Params, support: list[Experience], query: Experience) -> Params:
+        """Mean over tasks of the gradient of each task's loss after adapting, with respect to the initialisation.
+
+            ∇θ 1/N Σ_n L_query(θ'_n),   θ'_n = θ - α ∇θ L_support(θ)   (repeated for every inner step)
+
+        Exact through all inner steps, or with ∇θ θ'_n = 1 where the learner is `first_order`.
+
+        Args:
+            params: The initialisation θ.
+            support: The experience of each inner step, in order, of N tasks.
+            query: Experience of the adapted policies in the same tasks.
+        """
+        total = {name: torch.zeros_like(params[name]) for name in self._trainable}
+        for rows in _chunks(query.mask):
+            start = {k: v.clone() for k, v in stack_params(params, rows.stop - rows.start).items()}
+            leaves = [start[name].requires_grad_() for name in self._trainable]
+            adapted = start
+            for experience in support:
+                adapted = self._descend(adapted, experience.select(rows), None, not self.config.first_order)
+            loss = self._loss(adapted, query.select(rows), self.config.clip_ratio)
+            for name, g in zip(self._trainable, torch.autograd.grad(loss.sum(), leaves), strict=True):
+                total[name] += g.sum(0)
+        return {name: g / query.mask.shape[0] for name, g in total.items()}
+
+    def fit_value(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
+        """N policies whose value heads are the least-squares fit to the episodes in ``rollout``."""
+        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)
+        return params | self._fit_value(self._features(params, rollout), reward_to_go, rollout.mask)
+
+    def _collect(self, params: Params, tasks: TaskBatch, keys: Tensor, episodes: int | None = None) -> Rollout:
+        return collect(self.policy, params, tasks, episodes or self.config.episodes_per_task, keys)
+
+    def _loss(self, params: Params, experience: Experience, clip: float | None) -> Tensor:
+        head = self.policy.head(params, self.policy.features(params, experience.observation))
+        log_prob = self.policy.log_prob(params, head, experience.action)
+        surrogate = (log_prob, experience.log_prob, experience.advantage, experience.mask)
+        loss = losses.likelihood_ratio_loss(*surrogate) if clip is None else losses.clipped_loss(*surrogate, clip)
+        if self.config.entropy_coefficient:
+            entropy = losses.masked_mean(self.policy.entropy(params, head), experience.mask)
+            loss = loss - self.config.entropy_coefficient * entropy
+        return loss
+
+    def _descend(self, params: Params, experience: Experience, rate: float | None, create_graph: bool) -> Params:
+        """One inner gradient step of each task; the gradient is of the tasks' *sum*, so the rate is not divided."""
+        leaves = [params[name] for name in self._trainable]
+        if not leaves[0].requires_grad:
+            leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+            params = params | dict(zip(self._trainable, leaves, strict=True))
+        loss = self._loss(params, experience, None).sum()
+        gradient = torch.autograd.grad(loss, leaves, create_graph=create_graph)
+        alpha = self.config.inner_learning_rate if rate is None else rate
+        return params | {
+            name: leaf - alpha * g for name, leaf, g in zip(self._trainable, leaves, gradient, strict=True)
+        }
+
+    @torch.no_grad()
+    def _features(self, params: Params, rollout: Rollout) -> Tensor:
+        return self.policy.features(params, rollout.observation.flatten(1, 2))
+
+    @staticmethod
+    def _fit_value(features: Tensor, reward_to_go: Tensor, mask: Tensor) -> Params:
+        x = torch.cat([features, torch.ones_like(features[..., :1])], -1)
+        fit = returns.least_squares(x, reward_to_go.flatten(1), mask.flatten(1), 1e-3)
+        return {"value.weight": fit[:, :-1].unsqueeze(-1), "value.bias": fit[:, -1:]}
+
+    def _refit(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
+        """The initialisation with a value head fitted to one episode of every task, and newer statistics."""
+        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)[:, :, 0].reshape(1, -1)
+        observation, mask = rollout.observation[:, :, 0], rollout.mask[:, :, 0].reshape(1, -1)
+        flat = observation.reshape(1, -1, observation.shape[-1])
+        with torch.no_grad():
+            features = self.policy.features(stack_params(params, 1), flat)
+        fit = self._fit_value(features, reward_to_go, mask)
+        refitted = params | {name: value[0] for name, value in fit.items()}
+        return self.policy.observe(refitted, rollout.observation, rollout.mask)
+
+
+def _chunks(mask: Tensor) -> list[slice]:
+    tasks, rows = mask.shape
+    size = max(1, _ROWS_AT_ONCE // rows)
+    return [slice(i, min(i + size, tasks)) for i in range(0, tasks, size)]

@@ -1,0 +1,204 @@
+"""Actor-critic policies as pure functions of named parameters, batched over tasks.
+
+A policy is a trunk shared by a policy head and a value head. Its parameters are a flat dict, so that ``N`` adapted
+policies are the same dict with a leading ``N`` and one forward pass of all of them is one ``baddbmm`` a layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, final
+
+import torch
+from annotated_types import Ge, Le, Len
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+from torch.nn import functional
+
+from models import random
+from models.types import InvalidValue, Params
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": partial(functional.gelu, approximate="tanh"),
+}
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Architecture of a policy: everything but the sizes that the environment gives."""
+
+    hidden: Annotated[tuple[Annotated[int, Ge(1), Le(4096)], ...], Len(1, 8)] = (64, 32)
+    """Units of each hidden layer of the trunk, first to last."""
+
+    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    """Nonlinearity after each hidden layer."""
+
+    action_scaling: Literal["scale", "clip"] = "scale"
+    """Continuous actions only. `scale`: the policy acts in [-1, 1], clipped, and is mapped linearly onto the action
+    space. `clip`: the policy acts in the environment's own units, clipped to the action space."""
+
+    initial_log_std: Annotated[float, Ge(-10), Le(3)] = 0.0
+    """Continuous actions only: log of the standard deviation of every action at first, in policy units."""
+
+    normalise_observations: bool = False
+    """Centre and scale observations by their running mean and standard deviation over training; the statistics are
+    part of the policy and no longer move once a version is made."""
+
+
+@final
+class Policy:
+    """A policy architecture: a :class:`PolicyConfig` and the spaces of an environment.
+
+    Attributes:
+        config: The architecture.
+        observation_size: O.
+        discrete: Whether actions are ids 0..A-1; otherwise they are vectors of A numbers.
+        action_size: A.
+    """
+
+    def __init__(self, config: PolicyConfig, observation_space: Box, action_space: Box | Discrete[Any]) -> None:
+        self.config = config
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.observation_size = int(observation_space.shape[0])
+        self.discrete = isinstance(action_space, Discrete)
+        if isinstance(action_space, Box):
+            self.action_size = int(action_space.shape[0])
+            self._low = torch.as_tensor(action_space.low)
+            self._high = torch.as_tensor(action_space.high)
+            if config.action_scaling == "scale" and not bool(torch.isfinite(self._low + self._high).all()):
+                raise InvalidValue("/policy/action_scaling", "needs an action space with finite bounds; use 'clip'")
+        else:
+            self.action_size = int(action_space.n)
+        self._activation = ACTIVATIONS[config.activation]
+        self._layers = len(config.hidden)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of one policy."""
+        sizes = [self.observation_size, *self.config.hidden]
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.config.normalise_observations:
+            shapes |= {
+                "observation.count": (1,),
+                "observation.mean": (self.observation_size,),
+                "observation.variance": (self.observation_size,),
+            }
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+            shapes[f"trunk.{i}.weight"], shapes[f"trunk.{i}.bias"] = (fan_in, fan_out), (fan_out,)
+        for head, size in (("policy", self.action_size), ("value", 1)):
+            shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (sizes[-1], size), (size,)
+        if not self.discrete:
+            shapes["log_std"] = (self.action_size,)
+        return shapes
+
+    def initialise(self, seed: int, dtype: torch.dtype = torch.float32) -> Params:
+        """Parameters of one new policy: Glorot-uniform weights, zero biases, a small policy head.
+
+        The policy head's are a hundredth of that, so that a new policy is near uniform over actions in every state.
+
+        Source: Glorot & Bengio 2010, eq. 16.
+        """
+        params: Params = {}
+        for name, shape in self.shapes().items():
+            if name.endswith(".weight"):
+                limit = math.sqrt(6.0 / (shape[0] + shape[1])) * (0.01 if name == "policy.weight" else 1.0)
+                draw = random.uniform(random.key(seed, "initialise", name), math.prod(shape), torch.float64)
+                params[name] = ((2.0 * draw - 1.0) * limit).reshape(shape).to(dtype)
+            elif name == "log_std":
+                params[name] = torch.full(shape, self.config.initial_log_std, dtype=dtype)
+            else:
+                one = name == "observation.variance"
+                params[name] = torch.ones(shape, dtype=dtype) if one else torch.zeros(shape, dtype=dtype)
+        return params
+
+    def trainable(self) -> list[str]:
+        """Names of the tensors that gradients move; the observation statistics are not among them."""
+        return [name for name in self.shapes() if not name.startswith("observation.")]
+
+    def observe(self, params: Params, observation: Tensor, mask: Tensor) -> Params:
+        """Parameters of one policy whose running statistics also count the observations [..., O] where mask is 1.
+
+        Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
+        """
+        if not self.config.normalise_observations:
+            return params
+        rows = observation[mask > 0]
+        count, mean, variance = (params[f"observation.{k}"] for k in ("count", "mean", "variance"))
+        new_variance, new_mean = torch.var_mean(rows, 0, correction=0)
+        total = count + rows.shape[0]
+        share = rows.shape[0] / total
+        spread = (new_mean - mean) ** 2 * share * (1.0 - share)
+        # The unit variance of a new policy counts for nothing: its count is zero.
+        return params | {
+            "observation.count": total,
+            "observation.mean": mean + (new_mean - mean) * share,
+            "observation.variance": variance * (1.0 - share) + new_variance * share + spread,
+        }
+
+    def features(self, params: Params, observation: Tensor) -> Tensor:
+        """Output of the trunk, [N, M, H], for observations [N, M, O] and parameters of N policies."""
+        x = observation
+        if self.config.normalise_observations:
+            scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
+            x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
+        for i in range(self._layers):
+            x = torch.baddbmm(params[f"trunk.{i}.bias"].unsqueeze(1), x, params[f"trunk.{i}.weight"])
+            x = self._activation(x)
+        return x
+
+    def head(self, params: Params, features: Tensor) -> Tensor:
+        """Logits, or means in policy units, [N, M, A]."""
+        return torch.baddbmm(params["policy.bias"].unsqueeze(1), features, params["policy.weight"])
+
+    def value(self, params: Params, features: Tensor) -> Tensor:
+        """Expected discounted return from each state, [N, M], in reward units."""
+        return torch.baddbmm(params["value.bias"].unsqueeze(1), features, params["value.weight"]).squeeze(-1)
+
+    def noise(self, keys: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What :meth:`choose` needs to sample an action: [..., A], Gumbel for discrete actions, else normal."""
+        if self.discrete:
+            return -torch.log(-torch.log(random.uniform(keys, self.action_size, dtype)))
+        return random.normal(keys, self.action_size, dtype)
+
+    def choose(self, params: Params, head: Tensor, noise: Tensor | None) -> Tensor:
+        """An action for each row of ``head`` [N, M, A]: sampled with ``noise``, the most likely one without.
+
+        Returns:
+            [N, M] int64 for discrete actions (the Gumbel-max trick), else [N, M, A] in policy units.
+        """
+        if self.discrete:
+            return (head if noise is None else head + noise).argmax(-1)
+        return head if noise is None else torch.addcmul(head, noise, params["log_std"].exp().unsqueeze(1))
+
+    def log_prob(self, params: Params, head: Tensor, action: Tensor) -> Tensor:
+        """Log-probability (density) of actions, summed over action dimensions, [N, M]."""
+        if self.discrete:
+            return head.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        log_std = params["log_std"].unsqueeze(1)
+        z = (action - head) * torch.exp(-log_std)
+        return -0.5 * (z * z).sum(-1) - (log_std.sum(-1) + 0.5 * _LOG_2PI * self.action_size)
+
+    def entropy(self, params: Params, head: Tensor) -> Tensor:
+        """Entropy of the action distribution in every state, in nats, [N, M]."""
+        if self.discrete:
+            log_p = head.log_softmax(-1)
+            return -(log_p.exp() * log_p).sum(-1)
+        per_dimension = params["log_std"] + 0.5 * (_LOG_2PI + 1.0)
+        return per_dimension.sum(-1, keepdim=True).expand(head.shape[:-1])
+
+    def to_environment(self, action: Tensor) -> Tensor:
+        """The environment's action for a policy's action, of the same shape."""
+        if self.discrete:
+            return action
+        low, high = self._low.to(action), self._high.to(action)
+        if self.config.action_scaling == "clip":
+            return action.clamp(low, high)
+        return low + (action.clamp(-1.0, 1.0) + 1.0) * (0.5 * (high - low))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models.checkpoint import InvalidArtefact, load_state, pack, save_params, unpack
+from models.environments import ENVIRONMENTS
+from models.learners import MAMLConfig
+from models.policy import Policy, PolicyConfig
+from models.types import Params
+
+
+def policy_and_params(environment: str) -> tuple[Policy, Params]:
+    model = ENVIRONMENTS[environment]
+    policy = Policy(PolicyConfig(hidden=(8, 4), activation="relu"), model.observation_space, model.action_space)
+    return policy, policy.initialise(3)
+
+
+def packed(environment: str = "CartPole-v1") -> tuple[bytes, bytes]:
+    policy, params = policy_and_params(environment)
+    return pack(MAMLConfig(inner_steps=2), policy, params, {"environment": environment, "seed": 3})
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_version_comes_back_as_it_was_written(environment: str) -> None:
+    policy, params = policy_and_params(environment)
+    artefact = unpack(*packed(environment))
+    assert artefact.learner == MAMLConfig(inner_steps=2)
+    assert artefact.policy.config == policy.config
+    assert artefact.policy.observation_space == policy.observation_space
+    assert artefact.policy.action_space == policy.action_space
+    assert artefact.manifest["seed"] == 3
+    for name, value in params.items():
+        assert torch.equal(artefact.params[name], value)
+
+
+def test_equal_content_gives_equal_bytes() -> None:
+    assert packed() == packed()
+
+
+def changed(**members: object) -> bytes:
+    return json.dumps(json.loads(packed()[0]) | members).encode()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (changed(format=2), "format 2 is unknown"),
+        (changed(files={"parameters.safetensors": {"sha256": "0" * 64}}), "sha256"),
+        (changed(policy={"hidden": [9, 4], "activation": "relu"}), "the policy needs"),
+        (changed(policy={"hidden": [8], "activation": "relu"}), "tensors"),
+        (changed(policy={"hidden": [8, 4], "activaton": "relu"}), "activaton"),
+        (changed(action_space={"type": "discrete"}), "malformed"),
+        (b"{", "malformed"),
+    ],
+)
+def test_a_manifest_that_disagrees_is_refused(manifest: bytes, message: str) -> None:
+    with pytest.raises(InvalidArtefact, match=message):
+        unpack(manifest, packed()[1])
+
+
+def test_changed_truncated_and_foreign_bytes_are_refused() -> None:
+    manifest, parameters = packed()
+    for broken in (parameters[:-1], parameters[:-1] + b"\xff", b"", b"PK\x03\x04"):
+        with pytest.raises(InvalidArtefact):
+            unpack(manifest, broken)
+    with pytest.raises(InvalidArtefact):
+        load_state(b"\x80\x04 a pickle")
+    with pytest.raises(InvalidArtefact):
+        load_state(save_params({"a": torch.zeros(1)}))
+
+
+def test_parameters_that_are_not_finite_are_refused() -> None:
+    policy, params = policy_and_params("CartPole-v1")
+    broken = params | {"policy.bias": torch.tensor([float("nan"), 0.0])}
+    with pytest.raises(InvalidArtefact, match="NaN"):
+        unpack(*pack(MAMLConfig(), policy, broken, {}))

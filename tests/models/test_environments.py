@@ -1,0 +1,208 @@
+"""What holds for every environment, whatever it models."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import pytest
+import torch
+from torch import Tensor
+
+from models import random
+from models.environments import ENVIRONMENTS, Environment, Parameter
+from models.types import InvalidValue, Params
+
+environments = pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def spread_params(environment: Environment, tasks: int, dtype: torch.dtype) -> Params:
+    """Prepared parameters [N, 1]: the defaults, each number of each task scaled a little differently."""
+    params = {}
+    for i, each in enumerate(environment.parameters):
+        scale = 1 + 0.1 * torch.rand(tasks, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+        number = each.number(each.default)
+        params[each.name] = (torch.full_like(scale, number) if each.choices else scale * number).to(dtype)
+    return environment.prepare(params)
+
+
+def random_actions(environment: Environment, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Actions for every key; continuous ones reach beyond the action space."""
+    if isinstance(environment.action_space, gymnasium.spaces.Discrete):
+        return (random.uniform(keys, 1)[..., 0] * int(environment.action_space.n)).long()
+    assert environment.action_size is not None
+    return random.normal(keys, environment.action_size, dtype) * 0.2
+
+
+def unroll(environment: Environment, params: Params, keys: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """States [steps + 1, N, B, S] of episodes that are not stopped by their ends."""
+    states = [environment.initial(keys, params)]
+    for t in range(steps):
+        rng = random.fold_in(keys, t)
+        action = random_actions(environment, rng, dtype)
+        states.append(environment.transition(states[-1], action, rng, params))
+    return torch.stack(states)
+
+
+@environments
+@dtypes
+def test_shapes_and_dtypes_follow_the_keys_and_the_parameters(environment: Environment, dtype: torch.dtype) -> None:
+    params = spread_params(environment, 3, dtype)
+    keys = random.fold_in(random.key(1), torch.arange(15)).reshape(3, 5)
+    state = environment.initial(keys, params)
+    action = random_actions(environment, keys, dtype)
+    next_state, reward, terminated = environment.step(state, action, keys, params)
+    assert state.shape == next_state.shape
+    assert state.shape[:-1] == (3, 5)
+    assert state.dtype == next_state.dtype == reward.dtype == dtype
+    observation = environment.observation(next_state, None, params)
+    assert observation.shape == (3, 5, environment.observation_size)
+    assert reward.shape == terminated.shape == (3, 5)
+    assert terminated.dtype == torch.bool
+
+
+@environments
+def test_a_fused_step_equals_its_parts(environment: Environment) -> None:
+    params = spread_params(environment, 3, torch.float64)
+    keys = random.fold_in(random.key(2), torch.arange(15)).reshape(3, 5)
+    state = environment.initial(keys, params)
+    for t in range(50):
+        rng = random.fold_in(keys, t)
+        action = random_actions(environment, rng, torch.float64)
+        next_state, reward, terminated = environment.step(state, action, rng, params)
+        assert torch.equal(next_state, environment.transition(state, action, rng, params))
+        assert torch.equal(reward, environment.reward(state, action, next_state, rng, params))
+        assert torch.equal(terminated, environment.terminal(next_state, rng, params))
+        state = next_state
+
+
+@environments
+@dtypes
+def test_an_episode_alone_equals_the_same_episode_among_many(environment: Environment, dtype: torch.dtype) -> None:
+    params = spread_params(environment, 4, dtype)
+    keys = random.fold_in(random.key(3), torch.arange(28)).reshape(4, 7)
+    together = unroll(environment, params, keys, 30, dtype)
+    for n, b in [(0, 0), (2, 5), (3, 6)]:
+        raw = {each.name: params[each.name][n : n + 1] for each in environment.parameters}
+        alone = unroll(environment, environment.prepare(raw), keys[n : n + 1, b : b + 1], 30, dtype)
+        torch.testing.assert_close(
+            alone[:, 0, 0], together[:, n, b], rtol=0, atol=1e-12 if dtype.itemsize == 8 else 1e-5
+        )
+
+
+@environments
+def test_rewards_and_ends_of_a_whole_rollout_equal_those_of_its_steps(environment: Environment) -> None:
+    params = spread_params(environment, 3, torch.float64)
+    keys = random.fold_in(random.key(4), torch.arange(12)).reshape(3, 4)
+    states = unroll(environment, params, keys, 40, torch.float64)
+    actions = torch.stack([random_actions(environment, random.fold_in(keys, t), torch.float64) for t in range(40)], 1)
+    major = states.transpose(0, 1)
+    spread = {name: value.unsqueeze(1) for name, value in params.items()}
+    rewards = environment.reward(major[:, :-1], actions, major[:, 1:], None, spread)
+    ends = environment.terminal(major, None, spread)
+    for t in range(40):
+        one = environment.reward(states[t], actions[:, t], states[t + 1], None, params)
+        assert torch.equal(rewards[:, t], one)
+        assert torch.equal(ends[:, t], environment.terminal(states[t], None, params))
+
+
+@environments
+def test_first_states_differ_only_where_the_environment_draws_them(environment: Environment) -> None:
+    params = spread_params(environment, 1, torch.float64)
+    keys = random.fold_in(random.key(5), torch.arange(4000)).reshape(1, 4000)
+    first = environment.initial(keys, params)[0]
+    low, high = {
+        "CartPole-v1": ([-0.05] * 4, [0.05] * 4),
+        "MountainCar-v0": ([-0.6, 0.0], [-0.4, 0.0]),
+        "Navigation2D-v0": ([0.0, 0.0], [0.0, 0.0]),
+    }[environment.id]
+    bounds = torch.tensor([low, high], dtype=torch.float64)
+    assert bool((first >= bounds[0]).all())
+    assert bool((first <= bounds[1]).all())
+    # The mean of 4000 uniform numbers in ±w spreads by w / sqrt(12000): five of those.
+    half = (bounds[1] - bounds[0]) / 2
+    assert bool(((first.mean(0) - bounds.mean(0)).abs() <= 5 * half / math.sqrt(12_000)).all())
+    torch.testing.assert_close(first.std(0), half / math.sqrt(3), rtol=0.05, atol=1e-12)
+
+
+@environments
+def test_every_parameter_is_described_and_accepts_its_own_default_and_ends(environment: Environment) -> None:
+    assert environment.title
+    assert environment.description
+    names = [each.name for each in environment.parameters]
+    assert len(set(names)) == len(names)
+    for each in environment.parameters:
+        assert each.description
+        assert environment.parameter(each.name) is each
+        for value in each.choices or (each.default, each.low, each.high):
+            assert each.check(value) == value
+
+
+@environments
+def test_dynamics_stay_finite_for_ten_steps_at_the_ends_of_every_range(environment: Environment) -> None:
+    for each in environment.parameters:
+        for value in each.choices or (each.low, each.high):
+            raw = {
+                other.name: torch.full((1, 1), other.number(value if other is each else other.default))
+                for other in environment.parameters
+            }
+            keys = random.fold_in(random.key(6), torch.arange(8)).reshape(1, 8)
+            states = unroll(environment, environment.prepare(raw), keys, 10, torch.float32)
+            assert bool(torch.isfinite(states).all()), f"{each.name} = {value}"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "not 0.0"),
+        (True, "not True"),
+        (None, "not None"),
+        ("1", "not '1'"),
+        (math.nan, "not nan"),
+        (math.inf, "not inf"),
+        (-math.inf, "not -inf"),
+        pytest.param(10**5000, "not an integer of 16610 bits", id="huge"),
+        ([1.0], "not a list"),
+        pytest.param("x" * 10**6, "...'", id="long"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_with_the_range(value: object, shown: str) -> None:
+    length = Parameter("length", 0.5, 0.01, 10.0, "m")
+    with pytest.raises(InvalidValue, match=r"length must be a number from 0\.01 to 10 m") as refused:
+        length.check(value)
+    assert refused.value.pointer == "/parameters/length"
+    assert refused.value.detail.endswith(shown)
+    assert len(refused.value.detail) < 120
+
+
+def test_numbers_become_floats_and_there_is_one_zero() -> None:
+    force = Parameter("force_mag", 10.0, -100.0, 100.0, "N")
+    assert repr(force.check(7)) == "7.0"
+    assert repr(force.check(-0.0)) == "0.0"
+
+
+def test_a_categorical_parameter_takes_its_choices_only() -> None:
+    reward = Parameter("reward", "dense", choices=("dense", "sparse"))
+    assert reward.check("sparse") == "sparse"
+    assert reward.number("sparse") == 1.0
+    for value in ("Dense", 0, None, ["dense"]):
+        with pytest.raises(InvalidValue, match="reward must be one of dense, sparse"):
+            reward.check(value)
+
+
+def test_an_unknown_parameter_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidValue, match="its parameters are force, gravity, goal_position") as refused:
+        ENVIRONMENTS["MountainCar-v0"].parameter("a/b~c")
+    assert refused.value.pointer == "/parameters/a~1b~0c"
+
+
+@environments
+def test_everything_stays_on_the_device_of_the_parameters(environment: Environment) -> None:
+    # The meta device computes shapes only, and refuses to mix with the processor's tensors: any machine has it.
+    raw = {each.name: torch.empty(2, 1, device="meta") for each in environment.parameters}
+    params, keys = environment.prepare(raw), torch.empty(2, 3, dtype=torch.int64, device="meta")
+    action = torch.empty(2, 3, *environment.action_space.shape, device="meta")
+    state = environment.initial(keys, params)
+    for tensor in (state, *environment.step(state, action, keys, params), *params.values()):
+        assert tensor.device.type == "meta"

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from models import random
+from models.checkpoint import numpy_params
+from models.policy import ACTIVATIONS, Policy, PolicyConfig
+from models.runtime import NumpyPolicy
+from models.types import InvalidValue, Params, stack_params
+
+OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
+SPACES = {
+    "discrete": Discrete(4),
+    "box": Box(np.array([-0.1, -2.0], np.float32), np.array([0.1, 6.0], np.float32)),
+}
+
+
+def some_params(policy: Policy, seed: int = 0) -> Params:
+    g = torch.Generator().manual_seed(seed)
+    params = {name: torch.randn(shape, generator=g) * 0.5 for name, shape in policy.shapes().items()}
+    return params | {n: v.abs() + 0.1 for n, v in params.items() if n in ("observation.count", "observation.variance")}
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_many_policies_at_once_answer_as_each_alone(space: str) -> None:
+    policy = Policy(PolicyConfig(hidden=(5, 4)), OBSERVATIONS, SPACES[space])
+    each = [some_params(policy, seed) for seed in range(3)]
+    together = {name: torch.stack([p[name] for p in each]) for name in each[0]}
+    x = torch.randn(3, 7, 3)
+    features = policy.features(together, x)
+    for n in range(3):
+        alone = policy.features(stack_params(each[n], 1), x[n : n + 1])
+        torch.testing.assert_close(features[n], alone[0])
+        torch.testing.assert_close(policy.head(together, features)[n], policy.head(stack_params(each[n], 1), alone)[0])
+
+
+def test_log_probabilities_and_entropy_are_those_of_torch_distributions() -> None:
+    for space in SPACES.values():
+        policy = Policy(PolicyConfig(), OBSERVATIONS, space)
+        params = stack_params(some_params(policy), 1)
+        head = policy.head(params, policy.features(params, torch.randn(1, 9, 3)))
+        action = policy.choose(params, head, policy.noise(random.fold_in(random.key(0), torch.arange(9)).reshape(1, 9)))
+        if policy.discrete:
+            truth: torch.distributions.Distribution = torch.distributions.Categorical(logits=head)
+        else:
+            normal = torch.distributions.Normal(head, params["log_std"].exp().unsqueeze(1))
+            truth = torch.distributions.Independent(normal, 1)
+        torch.testing.assert_close(policy.log_prob(params, head, action), truth.log_prob(action))
+        torch.testing.assert_close(policy.entropy(params, head), truth.entropy().expand(1, 9))
+
+
+def test_discrete_actions_are_sampled_with_their_probabilities() -> None:
+    policy = Policy(PolicyConfig(), OBSERVATIONS, Discrete(4))
+    logits = torch.tensor([[[0.0, 1.0, -1.0, 0.5]]]).expand(1, 40_000, 4)
+    noise = policy.noise(random.fold_in(random.key(1), torch.arange(40_000))).unsqueeze(0)
+    counts = torch.bincount(policy.choose({}, logits, noise).flatten(), minlength=4) / 40_000
+    # Five standard errors of a share of a quarter or so.
+    torch.testing.assert_close(counts, logits[0, 0].softmax(0), atol=5 * 0.5 / 200, rtol=0)
+
+
+def test_scaled_actions_fill_the_action_space_and_clipped_ones_stay_in_it() -> None:
+    raw = torch.tensor([[[-9.0, -1.0], [0.0, 0.0], [1.0, 9.0]]])
+    scale = Policy(PolicyConfig(action_scaling="scale"), OBSERVATIONS, SPACES["box"])
+    expected = torch.tensor([[[-0.1, -2.0], [0.0, 2.0], [0.1, 6.0]]])
+    torch.testing.assert_close(scale.to_environment(raw), expected)
+    clip = Policy(PolicyConfig(action_scaling="clip"), OBSERVATIONS, SPACES["box"])
+    torch.testing.assert_close(clip.to_environment(raw), torch.tensor([[[-0.1, -1.0], [0.0, 0.0], [0.1, 6.0]]]))
+
+
+def test_scaling_needs_finite_bounds() -> None:
+    with pytest.raises(InvalidValue, match="finite bounds"):
+        Policy(PolicyConfig(action_scaling="scale"), OBSERVATIONS, Box(-np.inf, np.inf, (2,), np.float32))
+
+
+def test_a_new_policy_is_near_uniform() -> None:
+    policy = Policy(PolicyConfig(), OBSERVATIONS, Discrete(4))
+    params = stack_params(policy.initialise(0), 1)
+    head = policy.head(params, policy.features(params, torch.randn(1, 50, 3)))
+    torch.testing.assert_close(head.softmax(-1), torch.full((1, 50, 4), 0.25), atol=0.02, rtol=0)
+
+
+def test_running_statistics_equal_those_of_all_observations_together() -> None:
+    policy = Policy(PolicyConfig(normalise_observations=True), OBSERVATIONS, Discrete(2))
+    params = policy.initialise(0)
+    batches = [torch.randn(2, 5, 3, 3) * 4 + 7, torch.randn(2, 9, 3, 3) - 3]
+    masks = [torch.ones(2, 5, 3), (torch.arange(9).reshape(1, 9, 1) < 6).expand(2, 9, 3).float()]
+    for batch, mask in zip(batches, masks, strict=True):
+        params = policy.observe(params, batch, mask)
+    rows = torch.cat([b[m > 0] for b, m in zip(batches, masks, strict=True)])
+    torch.testing.assert_close(params["observation.mean"], rows.mean(0))
+    torch.testing.assert_close(params["observation.variance"], rows.var(0, correction=0))
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("scaling", ["scale", "clip"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("space", SPACES)
+def test_the_numpy_runtime_answers_as_torch_does(space: str, activation: str, scaling: str, normalise: bool) -> None:
+    config = PolicyConfig((8, 6), activation, scaling, normalise_observations=normalise)  # type: ignore[arg-type]
+    policy = Policy(config, OBSERVATIONS, SPACES[space])
+    params = some_params(policy)
+    x = torch.cat([torch.randn(20, 3), torch.tensor([[1e6, -1e6, 0.0]])])
+    action, log_prob, value = NumpyPolicy(policy, numpy_params(params)).act(x.numpy(), None)
+    batch = stack_params(params, 1)
+    features = policy.features(batch, x.unsqueeze(0))
+    head = policy.head(batch, features)
+    raw = policy.choose(batch, head, None)
+    np.testing.assert_allclose(action, policy.to_environment(raw)[0].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(log_prob, policy.log_prob(batch, head, raw)[0].numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(value, policy.value(batch, features)[0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_numpy_runtime_samples_from_the_policys_distribution(space: str) -> None:
+    policy = Policy(PolicyConfig((8,), action_scaling="clip"), OBSERVATIONS, SPACES[space])
+    params = some_params(policy) | ({} if policy.discrete else {"log_std": torch.full((2,), -3.0)})
+    x = np.zeros((20_000, 3), np.float32)
+    action, log_prob, _ = NumpyPolicy(policy, numpy_params(params)).act(x, np.random.default_rng(0))
+    batch = stack_params(params, 1)
+    head = policy.head(batch, policy.features(batch, torch.zeros(1, 1, 3)))
+    if policy.discrete:
+        share = np.bincount(action.astype(int), minlength=4) / len(action)
+        np.testing.assert_allclose(share, head[0, 0].softmax(0).numpy(), atol=5 * 0.5 / math.sqrt(20_000))
+        np.testing.assert_allclose(log_prob, head[0, 0].log_softmax(0).numpy()[action.astype(int)], atol=1e-5)
+    else:
+        inside = abs(float(head[0, 0, 1])) < 1.5
+        assert inside, "the second dimension is not clipped, so that its moments can be compared"
+        assert action[:, 1].mean() == pytest.approx(float(head[0, 0, 1]), abs=5 * math.exp(-3) / 141)
+        assert action[:, 1].std() == pytest.approx(math.exp(-3), rel=0.05)

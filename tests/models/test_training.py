@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from models.adaptation import InnerLoop, adapt
+from models.checkpoint import load_state, save_state
+from models.families import PRESETS
+from models.learners import LEARNERS, MAMLConfig
+from models.learners.maml import Diverged, LearnerState
+from models.policy import PolicyConfig
+from models.rollout import NonFiniteReward
+from models.tasks import TaskBatch, define_task
+from models.training import FamilyTasks, FixedTasks, HeldOut, Plateau, Stop, Training, TrainingState, train
+from models.types import InvalidValue
+
+SMALL = MAMLConfig(tasks_per_iteration=3, episodes_per_task=4, inner_learning_rate=0.5)
+TINY = PolicyConfig(hidden=(8,))
+CARTPOLE = FamilyTasks(PRESETS["cartpole-reversed"], "train")
+
+
+def training(**changes: object) -> Training:
+    base = Training(SMALL, TINY, CARTPOLE, Stop(iterations=4))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def same(a: TrainingState, b: TrainingState) -> bool:
+    return all(torch.equal(value, b.learner.params[name]) for name, value in a.learner.params.items())
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"inner_steps": 2, "first_order": True},
+        {"baseline": "value", "gae_decay": 0.9, "outer_epochs": 3, "clip_ratio": 0.2},
+        {"entropy_coefficient": 0.01, "normalise_advantages": False, "max_gradient_norm": None},
+    ],
+    ids=["defaults", "two first-order steps", "value head and clipping", "entropy"],
+)
+@pytest.mark.parametrize("family", PRESETS)
+def test_training_resumed_from_any_checkpoint_ends_bit_for_bit_the_same(
+    family: str, variant: dict[str, object], learner: str
+) -> None:
+    assert learner == SMALL.name
+    tasks = FamilyTasks(dataclasses.replace(PRESETS[family], horizon=20), "train")
+    policy = PolicyConfig(hidden=(8,), normalise_observations=True)
+    run = training(learner=dataclasses.replace(SMALL, **variant), tasks=tasks, policy=policy)  # type: ignore[arg-type]
+    states = [progress.state for progress in train(run)]
+    for state in states[:-1]:
+        *_, last = train(run, load_state(save_state(state)))
+        assert same(last.state, states[-1])
+        assert last.state.environment_steps == states[-1].environment_steps
+
+
+def test_the_seed_decides_the_result() -> None:
+    ends = [list(train(training(seed=seed)))[-1].state for seed in (1, 1, 2)]
+    assert same(ends[0], ends[1])
+    assert not same(ends[0], ends[2])
+
+
+@pytest.mark.parametrize(
+    ("stop", "name"),
+    [
+        (Stop(iterations=2, environment_steps=10**9), "iterations"),
+        (Stop(iterations=100, environment_steps=300), "environment_steps"),
+        (Stop(seconds=0.01), "seconds"),
+        (Stop(return_at_least=1.0), "return_at_least"),
+        (Stop(plateau=Plateau(2, 1e6), iterations=100), "plateau"),
+    ],
+)
+def test_the_first_stop_condition_that_holds_ends_the_run(stop: Stop, name: str) -> None:
+    progress = list(train(training(stop=stop)))
+    assert [p.stopped_by for p in progress[:-1]] == [None] * (len(progress) - 1)
+    assert progress[-1].stopped_by == name
+    assert progress[-1].fraction == 1
+    assert all(0 <= p.fraction <= 1 for p in progress)
+
+
+def test_a_plateau_compares_two_windows_of_returns() -> None:
+    stop = Stop(plateau=Plateau(iterations=2, improvement=1.0))
+    state = TrainingState(training().build().initialise(0))
+    for history, reached in [((0, 9, 9), None), ((0, 0, 1, 1.0), None), ((0, 0, 0.5, 1), "plateau")]:
+        assert stop.reached(dataclasses.replace(state, history=history)) == reached
+
+
+def test_a_run_without_an_end_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="at least one of iterations") as caught:
+        Stop()
+    assert caught.value.pointer == "/stop"
+
+
+def test_resuming_a_finished_training_reports_it_finished_and_computes_nothing() -> None:
+    run = training()
+    end = list(train(run))[-1]
+    again = list(train(run, end.state))
+    assert len(again) == 1
+    assert again[0].stopped_by == "iterations"
+    assert same(again[0].state, end.state)
+
+
+def test_held_out_tasks_are_measured_and_do_not_change_the_training() -> None:
+    held_out = HeldOut(tuple(PRESETS["cartpole-reversed"].sample("test", 0, range(3))), 2, steps=1, episodes=4)
+    measured = list(train(training(held_out=held_out)))
+    assert ["held_out_return_after" in p.metrics for p in measured] == [False, True, False, True]
+    assert same(measured[-1].state, list(train(training()))[-1].state)
+
+
+def test_environment_steps_are_those_of_the_episodes() -> None:
+    tasks = FixedTasks((define_task("MountainCar-v0", horizon=7),) * 2)
+    state = next(train(training(tasks=tasks))).state
+    # Two tasks, four episodes of seven steps, before and after adapting.
+    assert state.environment_steps == 2 * 2 * 4 * 7
+
+
+def test_fixed_tasks_are_drawn_without_replacement_and_by_iteration() -> None:
+    source = FixedTasks(tuple(define_task("CartPole-v1", {"length": 0.1 + 0.01 * i}) for i in range(10)))
+    draws = [tuple(t.parameters["length"] for t in source.draw(0, i, 4)) for i in range(5)]
+    assert all(len(set(draw)) == 4 for draw in draws)
+    assert len(set(draws)) == 5
+    assert source.draw(0, 3, 4) == source.draw(0, 3, 4)
+
+
+def test_an_empty_selection_and_one_of_mixed_environments_are_refused() -> None:
+    with pytest.raises(InvalidValue, match="empty"):
+        FixedTasks(())
+    with pytest.raises(InvalidValue, match=r"CartPole-v1.*MountainCar-v0"):
+        training(tasks=FixedTasks((define_task("CartPole-v1"), define_task("MountainCar-v0"))))
+
+
+def test_a_rollout_that_would_not_fit_in_memory_is_refused() -> None:
+    tasks = FixedTasks((define_task("CartPole-v1", horizon=100_000),))
+    with pytest.raises(InvalidValue, match="too many"):
+        training(tasks=tasks, learner=dataclasses.replace(SMALL, episodes_per_task=1000))
+
+
+def test_a_diverged_step_is_an_error_and_leaves_the_state_before_it_good() -> None:
+    run = training(learner=dataclasses.replace(SMALL, entropy_coefficient=10.0))
+    learner, state = run.build(), TrainingState(run.build().initialise(0))
+    broken = {n: v * float("inf") if n == "policy.bias" else v for n, v in state.learner.params.items()}
+    tasks = TaskBatch.of(run.tasks.draw(0, 0, 3))
+    keys = torch.arange(3)
+    with pytest.raises((Diverged, NonFiniteReward)):
+        learner.outer_step(LearnerState(broken, state.learner.optimiser), tasks, keys)
+    assert all(bool(torch.isfinite(v).all()) for v in state.learner.params.values())
+
+
+def test_a_reward_that_turns_nan_ends_the_training_with_its_reason() -> None:
+    tasks = FixedTasks((define_task("CartPole-v1", reward="sqrt(0.3 - abs(observation[1]))"),))
+    with pytest.raises(NonFiniteReward, match="sqrt"):
+        list(itertools.islice(train(training(tasks=tasks, stop=Stop(iterations=50))), 50))
+
+
+def test_adapting_more_than_one_task_gives_each_what_it_gets_alone_with_its_own_stream() -> None:
+    learner = training().build()
+    params = learner.initialise(0).params
+    tasks = TaskBatch.of(PRESETS["cartpole-reversed"].sample("test", 0, range(3)))
+    result = adapt(learner, params, tasks, InnerLoop(steps=2, episodes=4), seed=5)
+    first = adapt(learner, params, tasks.select([0]), InnerLoop(steps=2, episodes=4), seed=5)
+    torch.testing.assert_close(result.params["policy.weight"][0], first.params["policy.weight"][0])
+    assert [point.episodes for point in result.curve] == [0, 4, 8]
+    assert result.curve[0].environment_steps.tolist() == [0, 0, 0]
+    assert bool((result.curve[2].environment_steps > result.curve[1].environment_steps).all())
+
+
+def test_measuring_does_not_change_what_is_adapted() -> None:
+    learner = training().build()
+    params = learner.initialise(0).params
+    tasks = TaskBatch.of(PRESETS["cartpole-reversed"].sample("test", 0, range(2)))
+    few, many = (adapt(learner, params, tasks, InnerLoop(evaluation_episodes=n), seed=5) for n in (1, 50))
+    torch.testing.assert_close(few.params["policy.weight"], many.params["policy.weight"], rtol=0, atol=0)
+
+
+def test_the_adapted_value_head_predicts_the_returns_of_its_policy() -> None:
+    task = define_task("MountainCar-v0", horizon=30, discount=0.9)
+    learner = training(tasks=FixedTasks((task,))).build()
+    result = adapt(learner, learner.initialise(0).params, TaskBatch.of([task]), InnerLoop(), seed=0)
+    start = torch.tensor([[[-0.5, 0.0]]])
+    value = learner.policy.value(result.params, learner.policy.features(result.params, start))
+    # Every step costs one; the mean reward-to-go over an episode of thirty steps lies between that of its ends.
+    assert -10 < float(value) < -5
+
+
+@pytest.mark.slow
+def test_maml_learns_to_tell_reversed_carts_apart_in_one_step() -> None:
+    learner = MAMLConfig(inner_learning_rate=1.0, outer_learning_rate=3e-3, outer_epochs=5, clip_ratio=0.2)
+    run = Training(learner, PolicyConfig(), CARTPOLE, Stop(iterations=25), seed=0)
+    *_, last = train(run)
+    tasks = TaskBatch.of(PRESETS["cartpole-reversed"].sample("test", 0, range(20)))
+    curve = adapt(run.build(), last.state.learner.params, tasks, InnerLoop(), seed=1).curve
+    assert float(curve[0].mean_return.mean()) < 60
+    assert float(curve[1].mean_return.mean()) > 180
