@@ -106,9 +106,7 @@ def adapt(learner: MAML, params: Params, tasks: TaskBatch, method: InnerLoop, se
     for step in range(method.steps + 1):
         if step:
             support_keys = random.fold_in(keys, 2 * step)
-            rollout, _, adapted = learner.inner_step(
-                adapted, tasks, support_keys, method.episodes, method.learning_rate
-            )
+            rollout, adapted = learner.inner_step(adapted, tasks, support_keys, method.episodes, method.learning_rate)
             steps_used = steps_used + rollout.mask.count_nonzero((1, 2))
             if not all_finite(adapted):
                 raise AdaptationDiverged(f"step {step} gave NaN or infinite parameters; try a smaller learning_rate")

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal, final
 
 import torch
 from annotated_types import Ge, Le, Len
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
-from torch.nn import functional
 
 from models import random
+from models.activations import ACTIVATIONS
 from models.types import InvalidValue, Params
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "gelu": partial(functional.gelu, approximate="tanh"),
-}
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -162,21 +154,25 @@ class Policy:
         """Expected discounted return from each state, [N, M], in reward units."""
         return torch.baddbmm(params["value.bias"].unsqueeze(1), features, params["value.weight"]).squeeze(-1)
 
-    def noise(self, keys: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What :meth:`choose` needs to sample an action: [..., A], Gumbel for discrete actions, else normal."""
+    def noise(self, params: Params, keys: Tensor) -> Tensor:
+        """What :meth:`choose` needs to sample actions of N policies: [N, ..., A] for keys [N, ...].
+
+        Gumbel noise for discrete actions, else normal noise of the policies' standard deviations.
+        """
+        dtype = params["policy.bias"].dtype
         if self.discrete:
             return -torch.log(-torch.log(random.uniform(keys, self.action_size, dtype)))
-        return random.normal(keys, self.action_size, dtype)
+        std = params["log_std"].exp().reshape(-1, *[1] * (keys.dim() - 1), self.action_size)
+        return random.normal(keys, self.action_size, dtype) * std
 
-    def choose(self, params: Params, head: Tensor, noise: Tensor | None) -> Tensor:
+    def choose(self, head: Tensor, noise: Tensor | None) -> Tensor:
         """An action for each row of ``head`` [N, M, A]: sampled with ``noise``, the most likely one without.
 
         Returns:
             [N, M] int64 for discrete actions (the Gumbel-max trick), else [N, M, A] in policy units.
         """
-        if self.discrete:
-            return (head if noise is None else head + noise).argmax(-1)
-        return head if noise is None else torch.addcmul(head, noise, params["log_std"].exp().unsqueeze(1))
+        action = head if noise is None else head + noise
+        return action.argmax(-1) if self.discrete else action
 
     def log_prob(self, params: Params, head: Tensor, action: Tensor) -> Tensor:
         """Log-probability (density) of actions, summed over action dimensions, [N, M]."""

@@ -45,7 +45,7 @@ def collect(
     Raises:
         NonFiniteReward: If a task's reward or dynamics gave NaN or infinity.
     """
-    environment, dtype = tasks.environment, next(iter(params.values())).dtype
+    environment = tasks.environment
     episode_keys = random.fold_in(keys.unsqueeze(1), torch.arange(episodes, device=keys.device))
     state = environment.initial(random.fold_in(episode_keys, 0), tasks.params)
     horizon = tasks.horizon.unsqueeze(1)
@@ -61,9 +61,9 @@ def collect(
                 break
             at = torch.arange(t, min(t + _CHUNK, last_step), device=keys.device)
             chunk_keys = random.fold_in(step_keys, at.reshape(1, -1, 1))
-            noise = None if deterministic else policy.noise(chunk_keys, dtype)
+            noise = None if deterministic else policy.noise(params, chunk_keys)
         head = policy.head(params, policy.features(params, observations[-1]))
-        action = policy.choose(params, head, None if noise is None else noise[:, t % _CHUNK])
+        action = policy.choose(head, None if noise is None else noise[:, t % _CHUNK])
         rng = chunk_keys[:, t % _CHUNK]
         moved = environment.transition(state, policy.to_environment(action), rng, tasks.params)
         # A finished episode stands still: its last state stays for the bootstrap, and nothing can overflow.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -15,16 +15,16 @@ from models.policy import Policy
 Array = NDArray[np.float32]
 
 
-def _relu(x: Array) -> Array:
+def _relu(x: Any) -> Any:
     return np.maximum(x, np.float32(0.0))
 
 
-def _gelu(x: Array) -> Array:
-    y: Array = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
-    return y
+def _gelu(x: Any) -> Any:
+    half, cubic, slope = np.float32(0.5), np.float32(0.044715), np.float32(math.sqrt(2.0 / math.pi))
+    return half * x * (np.float32(1.0) + np.tanh(slope * (x + cubic * x * x * x)))
 
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": np.tanh, "relu": _relu, "gelu": _gelu}
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": np.tanh, "relu": _relu, "gelu": _gelu}
 
 
 @final
@@ -93,7 +93,7 @@ class NumpyPolicy:
         action = mean
         if generator is not None:
             noise = generator.standard_normal(mean.shape, dtype=np.float32)
-            action = mean + self._std * noise
+            action = np.add(mean, self._std * noise, dtype=np.float32)
             log_prob -= np.float32(0.5) * (noise * noise).sum(1)
         if self._scaled:
             one = np.float32(1.0)

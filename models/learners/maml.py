@@ -6,6 +6,7 @@ epochs is that of Rothfuss et al. 2019, "ProMP", algorithm 1, without its penalt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
@@ -63,13 +64,13 @@ class MAMLConfig:
     entropy_coefficient: Annotated[float, Ge(0), Le(10)] = 0.0
     """Weight of the policy's entropy (nats) in both loops' objectives."""
 
-    outer_learning_rate: Annotated[float, Gt(0), Le(1)] = 1e-3
+    outer_learning_rate: Annotated[float, Gt(0), Le(1)] = 3e-3
     """Step size of Adam in the outer loop."""
 
-    outer_epochs: Annotated[int, Ge(1), Le(100)] = 1
+    outer_epochs: Annotated[int, Ge(1), Le(100)] = 5
     """Adam updates on the same rollouts; more than one wants `clip_ratio`."""
 
-    clip_ratio: Annotated[float, Gt(0), Le(1)] | None = None
+    clip_ratio: Annotated[float, Gt(0), Le(1)] | None = 0.2
     """ε of the clipped outer objective; null leaves the likelihood ratio as it is."""
 
     max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = 0.5
@@ -113,6 +114,15 @@ class Experience:
         )
 
 
+@dataclass
+class _Part:
+    """Some of the tasks: their copies of the initialisation, and what these were adapted to, with its graph."""
+
+    rows: slice
+    leaves: Params
+    adapted: Params
+
+
 @final
 class MAML:
     """Exact second-order MAML, batched over tasks."""
@@ -143,16 +153,21 @@ class MAML:
             Diverged: If a parameter became NaN or infinite.
             NonFiniteReward: If a task's reward did.
         """
-        adapted, support, rollouts = stack_params(state.params, len(tasks)), [], []
+        support, rollouts = [], []
+        # Sampling needs the adapted policies, and the first meta-gradient the way they came about: one graph for both.
+        parts = [self._start(state.params, rows) for rows in self._parts(tasks)]
         for step in range(self.config.inner_steps):
-            rollout, experience, adapted = self.inner_step(adapted, tasks, random.fold_in(keys, step))
-            rollouts.append(rollout)
-            support.append(experience)
-        query_rollout = self._collect(adapted, tasks, random.fold_in(keys, self.config.inner_steps))
-        query = self.experience(adapted, tasks, query_rollout)
+            policies = _gather(parts)
+            rollouts.append(self._collect(policies, tasks, random.fold_in(keys, step)))
+            support.append(self.experience(policies, tasks, rollouts[-1]))
+            for part in parts:
+                part.adapted = self._descend(part.adapted, support[-1].select(part.rows), not self.config.first_order)
+        policies = _gather(parts)
+        query_rollout = self._collect(policies, tasks, random.fold_in(keys, self.config.inner_steps))
+        query = self.experience(policies, tasks, query_rollout)
         params, adam_state = state.params, state.optimiser
-        for _ in range(self.config.outer_epochs):
-            gradient = self.meta_gradient(params, support, query)
+        for epoch in range(self.config.outer_epochs):
+            gradient = self._gradient(parts, query) if epoch == 0 else self.meta_gradient(params, support, query)
             norm = optimiser.global_norm(gradient)
             if self.config.max_gradient_norm is not None:
                 gradient = optimiser.clip_norm(gradient, norm, self.config.max_gradient_norm)
@@ -175,23 +190,26 @@ class MAML:
         keys: Tensor,
         episodes: int | None = None,
         rate: float | None = None,
-    ) -> tuple[Rollout, Experience, Params]:
+    ) -> tuple[Rollout, Params]:
         """Collect support episodes with N policies and take one inner gradient step with each; no graph is kept.
 
+        Args:
+            params: N policies.
+            tasks: N tasks.
+            keys: [N] int64, the streams of the episodes.
+            episodes: Of each task; by default the learner's number.
+            rate: Step size; by default the learner's.
+
         Returns:
-            The support rollout, its experience, and the N adapted policies.
+            The support rollout and the N adapted policies.
         """
         rollout = self._collect(params, tasks, keys, episodes)
         experience = self.experience(params, tasks, rollout)
-        parts = []
-        for rows in _chunks(experience.mask):
-            part = {name: value[rows].detach() for name, value in params.items()}
-            parts.append(self._descend(part, experience.select(rows), rate, create_graph=False))
-        return (
-            rollout,
-            experience,
-            {name: torch.cat([part[name].detach() for part in parts]) for name in params},
-        )
+        adapted = [
+            self._descend({name: value[rows] for name, value in params.items()}, experience.select(rows), False, rate)
+            for rows in self._parts(tasks, episodes)
+        ]
+        return rollout, {name: torch.cat([part[name].detach() for part in adapted]) for name in params}
 
     def experience(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Experience:
         """Advantages of a rollout by this learner's baseline, flattened to rows."""
@@ -229,17 +247,8 @@ class MAML:
             support: The experience of each inner step, in order, of N tasks.
             query: Experience of the adapted policies in the same tasks.
         """
-        total = {name: torch.zeros_like(params[name]) for name in self._trainable}
-        for rows in _chunks(query.mask):
-            start = {k: v.clone() for k, v in stack_params(params, rows.stop - rows.start).items()}
-            leaves = [start[name].requires_grad_() for name in self._trainable]
-            adapted = start
-            for experience in support:
-                adapted = self._descend(adapted, experience.select(rows), None, not self.config.first_order)
-            loss = self._loss(adapted, query.select(rows), self.config.clip_ratio)
-            for name, g in zip(self._trainable, torch.autograd.grad(loss.sum(), leaves), strict=True):
-                total[name] += g.sum(0)
-        return {name: g / query.mask.shape[0] for name, g in total.items()}
+        parts = [self._start(params, rows) for rows in _split(query.mask.shape[0], query.mask.shape[1])]
+        return self._gradient((self._replay(part, support) for part in parts), query)
 
     def fit_value(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
         """N policies whose value heads are the least-squares fit to the episodes in ``rollout``."""
@@ -248,6 +257,31 @@ class MAML:
 
     def _collect(self, params: Params, tasks: TaskBatch, keys: Tensor, episodes: int | None = None) -> Rollout:
         return collect(self.policy, params, tasks, episodes or self.config.episodes_per_task, keys)
+
+    def _parts(self, tasks: TaskBatch, episodes: int | None = None) -> list[slice]:
+        return _split(len(tasks), int(tasks.horizon.max()) * (episodes or self.config.episodes_per_task))
+
+    def _start(self, params: Params, rows: slice) -> _Part:
+        """Some tasks at the initialisation, each with a copy of its own to take the gradient at."""
+        start = {name: value.clone() for name, value in stack_params(params, rows.stop - rows.start).items()}
+        leaves = {name: start[name].requires_grad_() for name in self._trainable}
+        return _Part(rows, leaves, start)
+
+    def _replay(self, part: _Part, support: list[Experience]) -> _Part:
+        for experience in support:
+            part.adapted = self._descend(part.adapted, experience.select(part.rows), not self.config.first_order)
+        return part
+
+    def _gradient(self, parts: Iterable[_Part], query: Experience) -> Params:
+        """Mean over all tasks of the gradient of the query loss at the leaves."""
+        total: Params = {}
+        for part in parts:
+            loss = self._loss(part.adapted, query.select(part.rows), self.config.clip_ratio).sum()
+            gradient = torch.autograd.grad(loss, list(part.leaves.values()))
+            for name, g in zip(part.leaves, gradient, strict=True):
+                total[name] = total[name] + g.sum(0) if name in total else g.sum(0)
+            part.adapted = {}  # let its graph go
+        return {name: g / query.mask.shape[0] for name, g in total.items()}
 
     def _loss(self, params: Params, experience: Experience, clip: float | None) -> Tensor:
         head = self.policy.head(params, self.policy.features(params, experience.observation))
@@ -259,18 +293,15 @@ class MAML:
             loss = loss - self.config.entropy_coefficient * entropy
         return loss
 
-    def _descend(self, params: Params, experience: Experience, rate: float | None, create_graph: bool) -> Params:
+    def _descend(self, params: Params, experience: Experience, create_graph: bool, rate: float | None = None) -> Params:
         """One inner gradient step of each task; the gradient is of the tasks' *sum*, so the rate is not divided."""
-        leaves = [params[name] for name in self._trainable]
-        if not leaves[0].requires_grad:
-            leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-            params = params | dict(zip(self._trainable, leaves, strict=True))
-        loss = self._loss(params, experience, None).sum()
-        gradient = torch.autograd.grad(loss, leaves, create_graph=create_graph)
+        leaves = {name: params[name] for name in self._trainable}
+        if not all(leaf.requires_grad for leaf in leaves.values()):
+            leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+        loss = self._loss(params | leaves, experience, None).sum()
+        gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph)
         alpha = self.config.inner_learning_rate if rate is None else rate
-        return params | {
-            name: leaf - alpha * g for name, leaf, g in zip(self._trainable, leaves, gradient, strict=True)
-        }
+        return params | {n: leaf - alpha * g for (n, leaf), g in zip(leaves.items(), gradient, strict=True)}
 
     @torch.no_grad()
     def _features(self, params: Params, rollout: Rollout) -> Tensor:
@@ -294,7 +325,10 @@ class MAML:
         return self.policy.observe(refitted, rollout.observation, rollout.mask)
 
 
-def _chunks(mask: Tensor) -> list[slice]:
-    tasks, rows = mask.shape
-    size = max(1, _ROWS_AT_ONCE // rows)
+def _split(tasks: int, rows_per_task: int) -> list[slice]:
+    size = max(1, _ROWS_AT_ONCE // rows_per_task)
     return [slice(i, min(i + size, tasks)) for i in range(0, tasks, size)]
+
+
+def _gather(parts: list[_Part]) -> Params:
+    return {name: torch.cat([part.adapted[name].detach() for part in parts]) for name in parts[0].adapted}

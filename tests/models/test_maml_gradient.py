@@ -16,7 +16,7 @@ from models.learners.maml import MAML, Experience, MAMLConfig
 from models.policy import Policy, PolicyConfig
 from models.types import Params, stack_params
 
-CONFIG = MAMLConfig(inner_learning_rate=0.7, normalise_advantages=False, max_gradient_norm=None)
+CONFIG = MAMLConfig(inner_learning_rate=0.7, normalise_advantages=False, clip_ratio=None)
 STATES, ACTIONS, TASKS = 3, 2, 4
 
 
@@ -92,7 +92,7 @@ def test_meta_gradient_equals_finite_differences_of_the_true_expected_return(ste
     current, support = stack_params(params, TASKS), []
     for _ in range(steps):
         support.append(enumerate_experience(learner, current))
-        current = learner._descend(current, support[-1], None, create_graph=False)
+        current = learner._descend(current, support[-1], False)
         current = {name: value.detach() for name, value in current.items()}
     query = enumerate_experience(learner, current)
     ours = as_vector(learner.meta_gradient(params, support, query), names)
@@ -171,7 +171,7 @@ def test_first_order_differs_from_second_order_and_is_the_gradient_at_the_adapte
     first = learner.meta_gradient(params, support, query)
     assert max(float((first[n] - second[n]).abs().max()) for n in first) > 1e-3
 
-    adapted = learner._descend(stack_params(params, TASKS), support[0], None, create_graph=False)
+    adapted = learner._descend(stack_params(params, TASKS), support[0], False)
     leaves = {n: adapted[n].detach().requires_grad_() for n in first}
     loss = learner._loss(adapted | leaves, query, None).sum()
     for name, g in zip(first, torch.autograd.grad(loss, list(leaves.values())), strict=True):
@@ -182,8 +182,6 @@ def test_inner_learning_rate_does_not_shrink_with_the_number_of_tasks() -> None:
     learner = MAML(CONFIG, policy())
     params = stack_params(starting_params(learner.policy), TASKS)
     experience = random_experience(5)
-    together = learner._descend(params, experience, None, create_graph=False)
-    alone = learner._descend(
-        {n: v[:1] for n, v in params.items()}, experience.select(slice(0, 1)), None, create_graph=False
-    )
+    together = learner._descend(params, experience, False)
+    alone = learner._descend({n: v[:1] for n, v in params.items()}, experience.select(slice(0, 1)), False)
     torch.testing.assert_close(together["policy.weight"][:1], alone["policy.weight"])

@@ -8,8 +8,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from models import random
+from models.activations import ACTIVATIONS
 from models.checkpoint import numpy_params
-from models.policy import ACTIVATIONS, Policy, PolicyConfig
+from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
 from models.types import InvalidValue, Params, stack_params
 
@@ -44,7 +45,8 @@ def test_log_probabilities_and_entropy_are_those_of_torch_distributions() -> Non
         policy = Policy(PolicyConfig(), OBSERVATIONS, space)
         params = stack_params(some_params(policy), 1)
         head = policy.head(params, policy.features(params, torch.randn(1, 9, 3)))
-        action = policy.choose(params, head, policy.noise(random.fold_in(random.key(0), torch.arange(9)).reshape(1, 9)))
+        noise = policy.noise(params, random.fold_in(random.key(0), torch.arange(9)).reshape(1, 9))
+        action = policy.choose(head, noise)
         if policy.discrete:
             truth: torch.distributions.Distribution = torch.distributions.Categorical(logits=head)
         else:
@@ -57,8 +59,8 @@ def test_log_probabilities_and_entropy_are_those_of_torch_distributions() -> Non
 def test_discrete_actions_are_sampled_with_their_probabilities() -> None:
     policy = Policy(PolicyConfig(), OBSERVATIONS, Discrete(4))
     logits = torch.tensor([[[0.0, 1.0, -1.0, 0.5]]]).expand(1, 40_000, 4)
-    noise = policy.noise(random.fold_in(random.key(1), torch.arange(40_000))).unsqueeze(0)
-    counts = torch.bincount(policy.choose({}, logits, noise).flatten(), minlength=4) / 40_000
+    noise = policy.noise({"policy.bias": logits}, random.fold_in(random.key(1), torch.arange(40_000))).unsqueeze(0)
+    counts = torch.bincount(policy.choose(logits, noise).flatten(), minlength=4) / 40_000
     # Five standard errors of a share of a quarter or so.
     torch.testing.assert_close(counts, logits[0, 0].softmax(0), atol=5 * 0.5 / 200, rtol=0)
 
@@ -109,7 +111,7 @@ def test_the_numpy_runtime_answers_as_torch_does(space: str, activation: str, sc
     batch = stack_params(params, 1)
     features = policy.features(batch, x.unsqueeze(0))
     head = policy.head(batch, features)
-    raw = policy.choose(batch, head, None)
+    raw = policy.choose(head, None)
     np.testing.assert_allclose(action, policy.to_environment(raw)[0].numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(log_prob, policy.log_prob(batch, head, raw)[0].numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(value, policy.value(batch, features)[0].numpy(), rtol=1e-4, atol=1e-5)
@@ -132,3 +134,10 @@ def test_the_numpy_runtime_samples_from_the_policys_distribution(space: str) -> 
         assert inside, "the second dimension is not clipped, so that its moments can be compared"
         assert action[:, 1].mean() == pytest.approx(float(head[0, 0, 1]), abs=5 * math.exp(-3) / 141)
         assert action[:, 1].std() == pytest.approx(math.exp(-3), rel=0.05)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_first_and_second_derivatives_of_activations_equal_finite_differences(activation: str) -> None:
+    x = torch.linspace(-2.1, 2.2, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ACTIVATIONS[activation], x)
+    assert torch.autograd.gradgradcheck(ACTIVATIONS[activation], x)

@@ -42,7 +42,7 @@ def test_a_rollout_equals_stepping_each_episode_alone_in_plain_python(environmen
                 torch.testing.assert_close(rollout.observation[n, t, b], observation[0, 0])
                 step_key = random.fold_in(random.fold_in(key, 1), t)
                 head = policy.head(alone, policy.features(alone, observation))
-                action = policy.choose(alone, head, policy.noise(step_key, torch.float64))
+                action = policy.choose(head, policy.noise(alone, step_key))
                 torch.testing.assert_close(rollout.action[n, t, b], action[0, 0])
                 torch.testing.assert_close(rollout.log_prob[n, t, b], policy.log_prob(alone, head, action)[0, 0])
                 state, reward, terminated = model.step(state, policy.to_environment(action), step_key, one.params)

@@ -36,11 +36,11 @@ def same(a: TrainingState, b: TrainingState) -> bool:
     "variant",
     [
         {},
-        {"inner_steps": 2, "first_order": True},
-        {"baseline": "value", "gae_decay": 0.9, "outer_epochs": 3, "clip_ratio": 0.2},
+        {"inner_steps": 2, "first_order": True, "outer_epochs": 1, "clip_ratio": None},
+        {"baseline": "value", "gae_decay": 0.9},
         {"entropy_coefficient": 0.01, "normalise_advantages": False, "max_gradient_norm": None},
     ],
-    ids=["defaults", "two first-order steps", "value head and clipping", "entropy"],
+    ids=["defaults", "two first-order steps", "value head", "entropy"],
 )
 @pytest.mark.parametrize("family", PRESETS)
 def test_training_resumed_from_any_checkpoint_ends_bit_for_bit_the_same(
@@ -187,7 +187,7 @@ def test_the_adapted_value_head_predicts_the_returns_of_its_policy() -> None:
 
 @pytest.mark.slow
 def test_maml_learns_to_tell_reversed_carts_apart_in_one_step() -> None:
-    learner = MAMLConfig(inner_learning_rate=1.0, outer_learning_rate=3e-3, outer_epochs=5, clip_ratio=0.2)
+    learner = MAMLConfig(inner_learning_rate=1.0)
     run = Training(learner, PolicyConfig(), CARTPOLE, Stop(iterations=25), seed=0)
     *_, last = train(run)
     tasks = TaskBatch.of(PRESETS["cartpole-reversed"].sample("test", 0, range(20)))

@@ -1,0 +1,57 @@
+# Every command installs what it needs into .venv first, at the versions of requirements.lock.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check serve bench slow lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   the whole story in three minutes: register, meta-train, version, adapt, act"
+	@echo "make test   the fast test suite, on SQLite and PostgreSQL"
+	@echo "make check  format, lint, types and the fast tests"
+	@echo "make slow   the slow tests: minutes of learning"
+	@echo "make bench  every benchmark, a ratio each"
+	@echo "make serve  a server on 127.0.0.1:8000 with its data in ./var"
+
+$(READY): requirements.lock pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		--editable client --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python examples/demo.py
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n 2
+
+slow: $(READY)
+	@$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+serve: $(READY)
+	@$(BIN)/headstart-server serve
+
+bench: $(READY)
+	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+lock:
+	@rm -rf .venv && $(MAKE) --no-print-directory .lock-install
+	@{ echo "# Every version that the commands of the Makefile and the image install. Renew: make lock"; \
+		$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
+
+.PHONY: .lock-install
+.lock-install:
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable client --editable '.[dev]'
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,78 @@
+"""Client of the Headstart meta-reinforcement-learning service."""
+
+from headstart_client.access import ApiKey
+from headstart_client.client import Client, Health
+from headstart_client.errors import (
+    AdaptationFailed,
+    BadRequest,
+    Conflict,
+    ConnectionFailed,
+    DigestMismatch,
+    FieldError,
+    Forbidden,
+    HeadstartError,
+    InvalidRequest,
+    InvalidResponse,
+    NotFound,
+    PreconditionFailed,
+    Problem,
+    RunFailed,
+    ServiceFailed,
+    Timeout,
+    TooLarge,
+    TooManyRequests,
+    Unauthorised,
+)
+from headstart_client.events import Event
+from headstart_client.policies import Action, Adaptation, CurvePoint, Performance, Policy
+from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
+from headstart_client.runs import Metric, Progress, Run
+from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
+from headstart_client.transport import Retry
+from headstart_client.wire import Failure, File
+
+__all__ = [
+    "Action",
+    "Adaptation",
+    "AdaptationFailed",
+    "Alias",
+    "AliasEvent",
+    "ApiKey",
+    "BadRequest",
+    "Client",
+    "Conflict",
+    "ConnectionFailed",
+    "CurvePoint",
+    "DigestMismatch",
+    "Environment",
+    "Event",
+    "Failure",
+    "FieldError",
+    "File",
+    "Forbidden",
+    "HeadstartError",
+    "Health",
+    "InvalidRequest",
+    "InvalidResponse",
+    "Lineage",
+    "Metric",
+    "Model",
+    "NotFound",
+    "Parameter",
+    "Performance",
+    "Policy",
+    "PreconditionFailed",
+    "Problem",
+    "Progress",
+    "Retry",
+    "Run",
+    "RunFailed",
+    "ServiceFailed",
+    "Task",
+    "TaskFamily",
+    "Timeout",
+    "TooLarge",
+    "TooManyRequests",
+    "Unauthorised",
+    "Version",
+]

@@ -1,0 +1,355 @@
+"""The commands: for each, its arguments and what it calls."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from headstart_client.client import Client
+from headstart_client.inputs import (
+    UsageError,
+    number_or_word,
+    numbers,
+    object_or_word,
+    pair,
+    read_object,
+    read_tasks,
+)
+from headstart_client.output import Output, fields, listing, record, table
+from headstart_client.tasks import Task
+from headstart_client.wire import parse
+
+Command = Callable[[Client, argparse.Namespace], Output]
+T = TypeVar("T")
+
+
+class Group:
+    """The verbs of one noun: ``tasks list``, ``tasks get``, ..."""
+
+    def __init__(self, parent: Any, name: str, help: str, options: argparse.ArgumentParser) -> None:
+        self.options = options
+        self.verbs = parent.add_parser(name, help=help, description=help, parents=[options]).add_subparsers(
+            metavar="VERB", required=True
+        )
+
+    def verb(self, name: str, command: Command, help: str) -> argparse.ArgumentParser:
+        """Add a verb; its arguments are added to the parser that is returned."""
+        return add_command(self.verbs, name, command, help, self.options)
+
+
+def add_command(
+    parent: Any, name: str, command: Command, help: str, options: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    """Add a command that is called as ``command(client, args)``."""
+    parser: argparse.ArgumentParser = parent.add_parser(name, help=help, description=help, parents=[options])
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
+    """Add every command of the client."""
+    _add_tasks(Group(parent, "tasks", "register, find and delete tasks", options))
+    _add_families(Group(parent, "families", "distributions over tasks, and drawing from them", options))
+    _add_runs(Group(parent, "runs", "background meta-training", options))
+    _add_models(Group(parent, "models", "models, their versions and aliases", options))
+    _add_adapt(add_command(parent, "adapt", _adapt, "adapt a model to a task; yields a policy", options))
+    _add_act(add_command(parent, "act", _act, "ask a policy for actions", options))
+
+
+def _add_tasks(group: Group) -> None:
+    found = group.verb("list", _list_tasks, "the tasks that are registered")
+    found.add_argument("--family", help="only of this family")
+    found.add_argument("--split", help="only of this split: train, validation or test")
+    found.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help="only with this label")
+    _add_limit(found)
+    group.verb("get", _get_task, "one task").add_argument("task", help="id or name")
+    made = group.verb("create", _create_task, "register a task; the same definition again is the same task")
+    made.add_argument("--environment", required=True, help="id of its environment: CartPole-v1")
+    made.add_argument("--name", help="made from its definition where not given")
+    made.add_argument("--parameter", action="append", type=pair, metavar="NAME=VALUE")
+    made.add_argument("--reward", metavar="EXPRESSION", help="the environment's own where not given")
+    made.add_argument("--discount", type=float, help="in (0, 1]")
+    made.add_argument("--horizon", type=int, help="steps")
+    made.add_argument("--family")
+    made.add_argument("--split", help="train, validation or test")
+    made.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE")
+    batch = group.verb("import", _import_tasks, "register many tasks; as often as you like")
+    batch.add_argument("file", help="definitions, as .json or .jsonl; - for stdin")
+    group.verb("delete", _delete_task, "hide a task").add_argument("task", help="id or name")
+
+
+def _list_tasks(client: Client, args: argparse.Namespace) -> Output:
+    tasks = client.tasks.list(family=args.family, split=args.split, labels=_mapping(args.label))
+    columns = ["name", "environment", "family", "split", "horizon", "discount", "parameters", "labels"]
+    return listing("tasks", _limited(tasks, args.limit), columns)
+
+
+def _get_task(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.tasks.get(args.task))
+
+
+def _create_task(client: Client, args: argparse.Namespace) -> Output:
+    parameters = {name: number_or_word(value) for name, value in args.parameter or ()}
+    task = client.tasks.create(
+        args.environment,
+        name=args.name,
+        parameters=parameters or None,
+        reward=args.reward,
+        discount=args.discount,
+        horizon=args.horizon,
+        family=args.family,
+        split=args.split,
+        labels=_mapping(args.label),
+    )
+    return record(task)
+
+
+def _import_tasks(client: Client, args: argparse.Namespace) -> Output:
+    # A task with a digest was listed by a service; the members that it gave it are not part of the
+    # definition.
+    items = [parse(Task, item) if "digest" in item else item for item in read_tasks(args.file)]
+    tasks = client.tasks.create_many(items)
+    return Output({"tasks": [task.raw for task in tasks]}, f"{len(tasks)} tasks stand")
+
+
+def _delete_task(client: Client, args: argparse.Namespace) -> Output:
+    client.tasks.delete(args.task)
+    return Output({"deleted": args.task}, f"deleted {args.task}")
+
+
+def _add_families(group: Group) -> None:
+    _add_limit(group.verb("list", _list_families, "the families that are registered"))
+    group.verb("get", _get_family, "one family").add_argument("family", help="name")
+    group.verb("create", _create_family, "register a family").add_argument("file", help="JSON; - for stdin")
+    drawn = group.verb("sample", _sample_family, "draw tasks and register them, repeatably")
+    drawn.add_argument("family", help="name")
+    drawn.add_argument("--count", type=int, required=True, help="1 to 1000")
+    drawn.add_argument("--seed", type=int, default=0)
+    drawn.add_argument("--split", default="train", help="train, validation or test")
+
+
+def _list_families(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["name", "environment", "preset", "horizon", "parameters"]
+    return listing("task_families", _limited(client.families.list(), args.limit), columns)
+
+
+def _get_family(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.families.get(args.family))
+
+
+def _create_family(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.families.submit(read_object(args.file)))
+
+
+def _sample_family(client: Client, args: argparse.Namespace) -> Output:
+    tasks = client.families.sample(args.family, args.count, seed=args.seed, split=args.split)
+    return listing("tasks", tasks, ["name", "environment", "split", "parameters"])
+
+
+def _add_runs(group: Group) -> None:
+    start = group.verb("start", _start_run, "start meta-training")
+    start.add_argument("file", help="the request body as JSON: model, learner, tasks, stop, ...; - for stdin")
+    start.add_argument("--watch", action="store_true", help="wait for it to end")
+    start.add_argument("--timeout", type=float, metavar="SECONDS", help="with --watch: when to give up")
+    start.add_argument("--idempotency-key", metavar="KEY", help="the same key again gives the same run")
+    found = group.verb("list", _list_runs, "runs, past and present")
+    found.add_argument("--state", help="queued, running, succeeded, failed or cancelled")
+    found.add_argument("--model")
+    _add_limit(found)
+    watch = group.verb("watch", _watch_run, "wait for a run to end, showing how far it is")
+    watch.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; the run goes on")
+    metrics = group.verb("metrics", _list_metrics, "a run's metrics so far")
+    metrics.add_argument("--after", type=int, metavar="SEQUENCE", help="only later rows")
+    _add_limit(metrics)
+    others = [group.verb("get", _get_run, "one run"), group.verb("cancel", _cancel_run, "ask a run to stop")]
+    for parser in (watch, metrics, *others):
+        parser.add_argument("run", help="id")
+
+
+def _start_run(client: Client, args: argparse.Namespace) -> Output:
+    run = client.runs.submit(read_object(args.file), idempotency_key=args.idempotency_key)
+    return record(run.wait(args.timeout, progress=True) if args.watch else run)
+
+
+def _list_runs(client: Client, args: argparse.Namespace) -> Output:
+    runs = _limited(client.runs.list(state=args.state, model=args.model), args.limit)
+    columns = ["id", "model", "state", "version", "progress.iterations", "metrics.return_after", "created_at"]
+    return listing("runs", runs, columns)
+
+
+def _get_run(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.runs.get(args.run))
+
+
+def _watch_run(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.runs.wait(args.run, args.timeout, progress=True))
+
+
+def _cancel_run(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.runs.cancel(args.run))
+
+
+def _list_metrics(client: Client, args: argparse.Namespace) -> Output:
+    rows = list(_limited(client.runs.metrics(args.run, after=args.after), args.limit))
+    names = sorted({name for row in rows for name in row.values})
+    columns = ["sequence", "iteration", "environment_steps", "seconds", *(f"values.{name}" for name in names)]
+    return listing("metrics", rows, columns)
+
+
+def _add_models(group: Group) -> None:
+    _add_limit(group.verb("list", _list_models, "every model"))
+    versions = group.verb("versions", _list_versions, "versions of a model")
+    _add_limit(versions)
+    for parser in (versions, group.verb("get", _get_model, "one model")):
+        parser.add_argument("model", help="name")
+    fetch = group.verb("fetch", _fetch_version, "download a version's files, checked against their digests")
+    fetch.add_argument("--out", required=True, metavar="DIR", help="folder to put them in")
+    lineage = group.verb("lineage", _get_lineage, "where a version comes from")
+    for parser in (group.verb("version", _get_version, "one version"), lineage, fetch):
+        parser.add_argument("reference", help="MODEL/VERSION, MODEL@ALIAS, or MODEL for its newest version")
+    _add_aliases(Group(group.verbs, "alias", "movable pointers to versions", group.options))
+
+
+def _list_models(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["name", "latest_version", "aliases", "created_at"]
+    return listing("models", _limited(client.models.list(), args.limit), columns)
+
+
+def _get_model(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.models.get(args.model))
+
+
+def _list_versions(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["version", "aliases", "run", "metrics.return_before", "metrics.return_after", "created_at"]
+    return listing("versions", _limited(client.versions.list(args.model), args.limit), columns)
+
+
+def _get_version(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.versions.get(args.reference))
+
+
+def _get_lineage(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.versions.lineage(args.reference))
+
+
+def _fetch_version(client: Client, args: argparse.Namespace) -> Output:
+    paths = [str(path) for path in client.versions.download(args.reference, args.out)]
+    return Output({"files": paths}, "\n".join(paths))
+
+
+def _add_aliases(group: Group) -> None:
+    moved = group.verb("set", _set_alias, "point an alias at a version; made if it is new")
+    rolled = group.verb("rollback", _rollback_alias, "point an alias back at its previous version")
+    removed = group.verb("delete", _delete_alias, "remove an alias; its history stays")
+    past = group.verb("history", _list_alias_events, "every change of an alias, newest first")
+    for parser in (moved, rolled, removed, past, group.verb("get", _get_alias, "one alias")):
+        parser.add_argument("model", help="name")
+        parser.add_argument("alias", help="name")
+    moved.add_argument("version", type=int)
+    for parser in (moved, rolled, removed):
+        parser.add_argument("--if-match", metavar="ETAG", help="only if it is still where this etag was read")
+    _add_limit(past)
+    found = group.verb("list", _list_aliases, "aliases of a model")
+    found.add_argument("model", help="name")
+    _add_limit(found)
+
+
+def _set_alias(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.aliases.set(args.model, args.alias, args.version, if_match=args.if_match))
+
+
+def _get_alias(client: Client, args: argparse.Namespace) -> Output:
+    alias = client.aliases.get(args.model, args.alias)
+    document = {**alias.raw, "etag": alias.etag}
+    return Output(document, fields(document))
+
+
+def _list_aliases(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["alias", "version", "updated_at"]
+    return listing("aliases", _limited(client.aliases.list(args.model), args.limit), columns)
+
+
+def _list_alias_events(client: Client, args: argparse.Namespace) -> Output:
+    events = _limited(client.aliases.history(args.model, args.alias), args.limit)
+    return listing("events", events, ["at", "action", "version", "previous_version", "by"])
+
+
+def _rollback_alias(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.aliases.rollback(args.model, args.alias, if_match=args.if_match))
+
+
+def _delete_alias(client: Client, args: argparse.Namespace) -> Output:
+    client.aliases.delete(args.model, args.alias, if_match=args.if_match)
+    return Output({"deleted": args.alias}, f"deleted {args.model}@{args.alias}")
+
+
+def _add_adapt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="MODEL@ALIAS, MODEL/VERSION, or MODEL for its newest version")
+    parser.add_argument("--task", required=True, help="id or name, or a definition as JSON: {...}")
+    parser.add_argument("--method", default="inner-loop", help="name or JSON (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of the inner loop")
+    parser.add_argument("--episodes", type=int, help="of experience for each step")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--ttl-seconds", type=int, help="how long to keep the policy")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting")
+
+
+def _adapt(client: Client, args: argparse.Namespace) -> Output:
+    chosen = {"steps": args.steps, "episodes": args.episodes}
+    adaptation = client.adapt(
+        args.model,
+        object_or_word(args.task, "--task"),
+        method=object_or_word(args.method, "--method"),
+        seed=args.seed,
+        ttl_seconds=args.ttl_seconds,
+        timeout_s=args.timeout,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    lines = {
+        "policy": adaptation.policy,
+        "model": f"{adaptation.model}/{adaptation.version}" if adaptation.model else None,
+        "return before": adaptation.before and adaptation.before.mean_return,
+        "return after": adaptation.after and adaptation.after.mean_return,
+        "seconds": adaptation.seconds,
+    }
+    return Output(adaptation.raw, fields(lines))
+
+
+def _add_act(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", help="id; or MODEL/VERSION or MODEL@ALIAS for a bare initialisation")
+    parser.add_argument(
+        "--observation",
+        action="append",
+        required=True,
+        type=numbers,
+        metavar="NUMBERS",
+        help="like 0.1,0,-0.2,0; give it again for more of them",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--deterministic", dest="sample", action="store_false", help="the likeliest (default)")
+    how.add_argument("--sample", action="store_true", help="one drawn from its distribution")
+    parser.set_defaults(sample=False)
+    parser.add_argument("--seed", type=int, help="with --sample: makes it repeatable")
+
+
+def _act(client: Client, args: argparse.Namespace) -> Output:
+    answer = client.act(args.policy, args.observation, deterministic=not args.sample, seed=args.seed)
+    values = [None] * len(answer.actions) if answer.values is None else answer.values.tolist()
+    rows = list(zip(answer.actions.tolist(), answer.log_probs.tolist(), values, strict=True))
+    return Output(answer.raw, table(["action", "log_prob", "value"], rows))
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=int, metavar="N", help="at most this many (default: all)")
+
+
+def _limited(items: Iterable[T], limit: int | None) -> Iterable[T]:
+    if limit is not None and limit < 0:
+        raise UsageError("--limit must be at least 0")
+    return itertools.islice(items, limit)
+
+
+def _mapping(pairs: list[tuple[str, str]] | None) -> dict[str, str] | None:
+    return dict(pairs) if pairs else None

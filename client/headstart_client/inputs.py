@@ -1,0 +1,83 @@
+"""What people type and the files they name, read for the commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class UsageError(ValueError):
+    """A command line or an input file that makes no sense, found before the service was asked."""
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Read ``KEY=VALUE``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def numbers(text: str) -> list[float]:
+    """Read ``0.1,0,-0.2``."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
+
+
+def number_or_word(text: str) -> float | str:
+    """Read the value of a parameter."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def object_or_word(text: str, option: str) -> str | Mapping[str, Any]:
+    """Read ``{...}`` as JSON and anything else as it stands."""
+    if not text.lstrip().startswith("{"):
+        return text
+    value: Mapping[str, Any] = _json(text, option)
+    return value
+
+
+def _read(path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON: {error}") from error
+
+
+def read_object(path: str) -> Mapping[str, object]:
+    """Read a file, or stdin for ``-``, that holds one JSON object."""
+    value = _json(_read(path), path)
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} must hold one JSON object")
+    return value
+
+
+def read_tasks(path: str) -> list[dict[str, object]]:
+    """Read task definitions: a list, ``{"tasks": [...]}``, or in a .jsonl file one on a line."""
+    text = _read(path)
+    value: Any
+    if path.endswith(".jsonl"):
+        numbered = enumerate(text.split("\n"), 1)
+        value = [_json(line, f"{path} line {number}") for number, line in numbered if line.strip()]
+    else:
+        value = _json(text, path)
+        value = value.get("tasks") if isinstance(value, dict) else value
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UsageError(f'{path} must hold a list of tasks, or {{"tasks": [...]}}, or in .jsonl one a line')
+    return value

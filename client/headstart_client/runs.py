@@ -1,0 +1,243 @@
+"""Runs: background meta-training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from headstart_client.downloads import download
+from headstart_client.errors import RunFailed
+from headstart_client.events import FINISHED, Event, stream_events
+from headstart_client.progress import ProgressLine
+from headstart_client.tasks import Task, TaskFamily
+from headstart_client.transport import Transport, json_of, segment
+from headstart_client.waiting import poll
+from headstart_client.wire import Failure, Resource, id_of, parse, without_none
+
+TaskSelection = str | TaskFamily | Mapping[str, Any] | Iterable[str | Task]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Resource):
+    """How far a run is.
+
+    Attributes:
+        fraction: Of the way to its nearest stop condition, in [0, 1].
+        iterations: Outer-loop steps taken.
+        environment_steps: Steps taken in environments.
+        seconds: Time spent training.
+    """
+
+    fraction: float = 0.0
+    iterations: int = 0
+    environment_steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Resource):
+    """One row of a run's metrics.
+
+    Attributes:
+        sequence: Its place in the order of rows; pass it as ``after`` to get what came later.
+        iteration: The outer-loop step it was taken at.
+        environment_steps: Steps taken in environments until then.
+        seconds: Time spent training until then.
+        values: Numbers by name: ``return_before``, ``return_after``, ...
+    """
+
+    sequence: int
+    iteration: int
+    environment_steps: int = 0
+    seconds: float = 0.0
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Resource):
+    """One background meta-training.
+
+    Attributes:
+        id: Its unique id.
+        state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``.
+        model: The model that its version goes to.
+        version: Number of the version it made; ``None`` until it has succeeded.
+        progress: How far it is.
+        metrics: The newest numbers: ``return_before``, ``return_after``, ...
+        attempts: How often a worker has taken it up.
+        error: Why it failed.
+        stopped_by: The stop condition that ended it.
+        learner: The meta-learner and its hyperparameters.
+        policy: The policy's architecture.
+        tasks: The tasks it trains on.
+        stop: Its stop conditions.
+        evaluation: How it is evaluated on held-out tasks.
+        seed: Of all its randomness.
+        cancel_requested: Whether somebody asked to cancel it.
+        created_at: When it was asked for, UTC.
+        started_at: When a worker first took it up, UTC.
+        finished_at: When it ended, UTC.
+    """
+
+    id: str
+    state: str
+    model: str | None = None
+    version: int | None = None
+    progress: Progress = field(default_factory=Progress)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    attempts: int = 0
+    error: Failure | None = None
+    stopped_by: str | None = None
+    learner: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+    stop: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] | None = None
+    seed: int | None = None
+    cancel_requested: bool = False
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    _runs: Runs | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, well or badly."""
+        return self.state in FINISHED
+
+    def wait(self, timeout_s: float | None = None, *, progress: bool | None = None) -> Run:
+        """Wait for it to end, as :meth:`Runs.wait`."""
+        if self._runs is None:
+            raise ValueError("only a run that came from a client can be waited for")
+        return self._runs.wait(self, timeout_s, progress=progress)
+
+
+class Runs:
+    """``client.runs``: background meta-training."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        model: str,
+        *,
+        tasks: TaskSelection,
+        stop: Mapping[str, Any],
+        learner: str | Mapping[str, Any] = "maml",
+        policy: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Start meta-training; when it has succeeded, the model has one more version.
+
+        Args:
+            model: Name of the model; made by its first run.
+            tasks: What to train on: a family (drawn afresh in every iteration), registered tasks or their ids
+                or names, or the selection as the service takes it: ``{"labels": {...}}``.
+            stop: Stop conditions, the first that holds ends the run: ``iterations``, ``environment_steps``,
+                ``seconds``, ``return_at_least``, ``plateau``. At least one.
+            learner: A meta-learner's name, or that and hyperparameters: ``{"name": "maml", "inner_steps":
+                1}``.
+            policy: Architecture: ``{"hidden": [64, 32], "activation": "tanh"}``.
+            evaluation: On held-out tasks, while training: ``{"split": "test", "tasks": 20,
+                "every_iterations": 20}``.
+            seed: Of all the run's randomness.
+            idempotency_key: With the same key, a later call gives this run instead of another one; made up
+                for every call where not given.
+
+        Raises:
+            InvalidRequest: If something in it is wrong or contradictory.
+        """
+        body = without_none(
+            model=model,
+            learner={"name": learner} if isinstance(learner, str) else learner,
+            policy=policy,
+            tasks=_selection(tasks),
+            stop=stop,
+            evaluation=evaluation,
+            seed=seed,
+        )
+        return self.submit(body, idempotency_key=idempotency_key)
+
+    def submit(self, body: Mapping[str, object], *, idempotency_key: str | None = None) -> Run:
+        """Start a run from a whole request body, as :meth:`create`."""
+        return self._run(self._transport.create("/v1/runs", body, idempotency_key=idempotency_key))
+
+    def get(self, run: str | Run) -> Run:
+        """A run as it is now."""
+        return self._run(self._transport.get(_path(run)))
+
+    def list(self, *, state: str | None = None, model: str | None = None) -> Iterator[Run]:
+        """Runs in one state or of one model, fetched as they are iterated over."""
+        return map(self._run, self._transport.items("/v1/runs", "runs", {"state": state, "model": model}))
+
+    def metrics(self, run: str | Run, *, after: int | None = None) -> Iterator[Metric]:
+        """Rows of a run's metrics so far, oldest first, those after a ``sequence`` only if asked."""
+        items = self._transport.items(f"{_path(run)}/metrics", "metrics", {"after": after}, page_size=1000)
+        return (parse(Metric, item) for item in items)
+
+    def events(self, run: str | Run, *, after: str | int | None = None) -> Iterator[Event]:
+        """What happens to a run, as it happens, until it has ended; broken connections are taken up again."""
+        return stream_events(self._transport, f"{_path(run)}/events", None if after is None else str(after))
+
+    def cancel(self, run: str | Run) -> Run:
+        """Ask a run to stop; a queued one never starts.
+
+        Raises:
+            Conflict: If it has already ended, where the service minds.
+        """
+        return self._run(json_of(self._transport.request("POST", f"{_path(run)}:cancel")))
+
+    def checkpoint(self, run: str | Run, to: str | Path) -> Path:
+        """Download a run's newest checkpoint to the file ``to``, also of a run that goes on or has failed."""
+        return download(self._transport, f"{_path(run)}/files/checkpoint.safetensors", Path(to))
+
+    def wait(self, run: str | Run, timeout_s: float | None = None, *, progress: bool | None = None) -> Run:
+        """Wait for a run to succeed.
+
+        Args:
+            run: The run, or its id.
+            timeout_s: When to give up, in seconds from now; ``None`` for never.
+            progress: ``None`` draws a bar on stderr where that is a terminal; ``True`` writes lines where it
+                is not; ``False`` keeps silent.
+
+        Returns:
+            The run as it ended, with its ``version``.
+
+        Raises:
+            RunFailed: If it failed or was cancelled.
+            Timeout: If the time is over; the run goes on.
+        """
+        with ProgressLine(progress) as line:
+
+            def fetch() -> Run:
+                now = self.get(run)
+                line.show(now)
+                return now
+
+            ended = poll(fetch, lambda now: now.finished, f"run {id_of(run)}", timeout_s)
+        if ended.state != "succeeded":
+            raise RunFailed(ended)
+        return ended
+
+    def _run(self, answer: object) -> Run:
+        return replace(parse(Run, answer), _runs=self)
+
+
+def _path(run: str | Run) -> str:
+    return f"/v1/runs/{segment(id_of(run))}"
+
+
+def _selection(tasks: TaskSelection) -> Mapping[str, Any]:
+    if isinstance(tasks, str):
+        return {"family": tasks}
+    if isinstance(tasks, TaskFamily):
+        return {"family": tasks.name}
+    if isinstance(tasks, Mapping):
+        return tasks
+    return {"ids": [id_of(task) for task in tasks]}

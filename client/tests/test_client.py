@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import io
+import sys
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from scripted_server import Answer, ScriptedServer, answer, problem
+
+from headstart_client import (
+    AdaptationFailed,
+    Client,
+    HeadstartError,
+    InvalidRequest,
+    Run,
+    RunFailed,
+    Timeout,
+)
+from headstart_client.progress import ProgressLine, describe, duration
+from headstart_client.wire import parse
+
+TASK = {"id": "t1", "name": "long", "environment": "CartPole-v1"}
+
+
+def run(state: str, **members: object) -> dict[str, object]:
+    progress = {"fraction": 0.4, "iterations": 80, "environment_steps": 6400000, "seconds": 31.2}
+    metrics = {"return_before": 21.3, "return_after": 187.0}
+    return {"id": "r1", "state": state, "model": "m", "progress": progress, "metrics": metrics, **members}
+
+
+def adaptation(state: str, **members: object) -> dict[str, object]:
+    return {"id": "a1", "state": state, "model": "m", "version": 3, "task": "t1", **members}
+
+
+def test_many_tasks_are_sent_in_batches_of_a_thousand(server: ScriptedServer, client: Client) -> None:
+    server.script(answer({"tasks": [TASK] * 1000}), answer({"tasks": [TASK] * 5}))
+    tasks = client.tasks.create_many({"environment": "CartPole-v1", "horizon": i} for i in range(1, 1006))
+    assert len(tasks) == 1005
+    assert [len(request.json["tasks"]) for request in server.requests] == [1000, 5]
+    assert server.requests[1].json["tasks"][-1]["horizon"] == 1005
+
+
+def test_pointers_count_from_the_first_of_all_tasks(server: ScriptedServer, client: Client) -> None:
+    errors = [{"pointer": "/tasks/4/discount", "detail": "must be at most 1"}]
+    detail = "/tasks/4/discount: must be at most 1"
+    refusal = answer({"title": "Invalid", "status": 422, "detail": detail, "errors": errors}, 422)
+    server.script(answer({"tasks": [TASK] * 1000}), refusal)
+    with pytest.raises(InvalidRequest) as caught:
+        client.tasks.create_many([{"environment": "CartPole-v1"}] * 1005)
+    assert str(caught.value) == "/tasks/1004/discount: must be at most 1"
+    assert caught.value.errors[0].pointer == "/tasks/1004/discount"
+
+
+def test_a_reward_expression_is_wrapped(server: ScriptedServer, client: Client) -> None:
+    server.script(answer(TASK, 201))
+    client.tasks.create("CartPole-v1", reward="1 - abs(next_observation[2])", labels={"a": "b"})
+    assert server.requests[0].json == {
+        "environment": "CartPole-v1",
+        "reward": {"expression": "1 - abs(next_observation[2])"},
+        "labels": {"a": "b"},
+    }
+
+
+def test_tasks_to_train_on_may_be_a_family_or_tasks(server: ScriptedServer, client: Client) -> None:
+    server.script(*[answer(run("queued"), 202)] * 2)
+    client.runs.create("m", tasks="cartpole-physics", stop={"seconds": 1}, seed=0)
+    client.runs.create("m", tasks=["t1", "t2"], stop={"seconds": 1}, learner={"name": "maml"})
+    assert [request.json["tasks"] for request in server.requests] == [
+        {"family": "cartpole-physics"},
+        {"ids": ["t1", "t2"]},
+    ]
+    assert server.requests[0].json["seed"] == 0
+    assert server.requests[0].json["learner"] == {"name": "maml"}
+
+
+def test_waiting_returns_the_run_that_succeeded(server: ScriptedServer, client: Client) -> None:
+    server.script(*[answer(run(state, version=3)) for state in ("queued", "running", "running", "succeeded")])
+    assert client.runs.get("r1").wait().version == 3
+    assert server.unused == 0
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_waiting_raises_when_the_run_did_not_succeed(server: ScriptedServer, client: Client, state: str) -> None:
+    server.script(answer(run(state, error={"type": "diverged", "detail": "a loss was NaN"})))
+    with pytest.raises(RunFailed, match="a loss was NaN") as caught:
+        client.runs.wait("r1")
+    assert caught.value.run.state == state
+
+
+def test_waiting_survives_a_restart_of_the_service(server: ScriptedServer, client: Client) -> None:
+    server.script(*[Answer(cut=0)] * 5, *[problem(503)] * 5, answer(run("succeeded", version=1)))
+    assert client.runs.wait("r1").version == 1
+
+
+def test_waiting_ends_in_time(server: ScriptedServer, client: Client) -> None:
+    server.script(*[answer(run("running"))] * 9)
+    started_s = time.monotonic()
+    with pytest.raises(Timeout, match=r"not finished after 0\.2 s"):
+        client.runs.wait("r1", timeout_s=0.2)
+    assert time.monotonic() - started_s < 2
+    assert issubclass(Timeout, TimeoutError)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with ProgressLine() as line:
+        line.show(parse(Run, run("queued")))
+        line.show(parse(Run, run("running")))
+    text = terminal.getvalue()
+    assert text.count("\r") == 2
+    assert text.count("\n") == 1
+    assert len({len(part) for part in text.strip("\r\n").split("\r")}) == 1
+
+
+def test_a_pipe_gets_lines_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted, count in ((None, 0), (False, 0), (True, 2)):
+        monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
+        with ProgressLine(wanted) as line:
+            for state in ("queued", "running", "running"):
+                line.show(parse(Run, run(state)))
+        assert pipe.getvalue().count("\n") == count
+
+
+def test_progress_shows_returns_and_the_time_left() -> None:
+    text = describe(parse(Run, run("running")))
+    assert text == "m [==========..............]  40%  iteration 80  return 21.3 -> 187.0  47 s left"
+    assert [duration(s) for s in (47, 185, 7800)] == ["47 s", "3 min 05 s", "2 h 10 min"]
+
+
+def test_an_alias_carries_its_etag_to_a_conditional_move(server: ScriptedServer, client: Client) -> None:
+    alias = {"model": "m", "alias": "champion", "version": 3}
+    server.script(answer(alias, ETag='"7"'), answer({**alias, "version": 4}, ETag='"8"'))
+    found = client.aliases.get("m", "champion")
+    moved = client.aliases.set("m", "champion", 4, if_match=found)
+    assert (found.etag, moved.etag, moved.version) == ('"7"', '"8"', 4)
+    assert server.requests[1].headers["if-match"] == '"7"'
+    assert server.requests[1].json == {"version": 4}
+
+
+def test_an_alias_from_a_list_cannot_be_a_condition(server: ScriptedServer, client: Client) -> None:
+    server.script(answer({"aliases": [{"model": "m", "alias": "champion", "version": 3}]}))
+    (listed,) = client.aliases.list("m")
+    with pytest.raises(ValueError, match="without an etag"):
+        client.aliases.set("m", "champion", 4, if_match=listed)
+
+
+@pytest.mark.parametrize(
+    ("reference", "lookups"),
+    [
+        ("m/3", []),
+        ("m@champion", [("/v1/models/m/aliases/champion", {"model": "m", "alias": "champion", "version": 3})]),
+        ("m", [("/v1/models/m", {"name": "m", "latest_version": 3})]),
+    ],
+)
+def test_a_version_is_found_by_number_alias_or_as_the_newest(
+    server: ScriptedServer, client: Client, reference: str, lookups: list[tuple[str, object]]
+) -> None:
+    server.script(*[answer(document) for _, document in lookups], answer({"model": "m", "version": 3}))
+    assert client.versions.get(reference).version == 3
+    paths = [request.path for request in server.requests]
+    assert paths == [*[path for path, _ in lookups], "/v1/models/m/versions/3"]
+
+
+def test_a_model_without_versions_has_no_newest_one(server: ScriptedServer, client: Client) -> None:
+    server.script(answer({"name": "m", "latest_version": None}))
+    with pytest.raises(HeadstartError, match="no version yet"):
+        client.versions.get("m")
+
+
+def test_adapting_waits_for_the_policy(server: ScriptedServer, client: Client) -> None:
+    done = adaptation("succeeded", policy="p1", before={"mean_return": 21.0}, after={"mean_return": 197})
+    server.script(answer(adaptation("running"), 202), answer(adaptation("running")), answer(done))
+    result = client.adapt("m@champion", "long", steps=1, episodes=20)
+    assert result.policy == "p1"
+    assert result.after is not None
+    assert result.after.mean_return == 197.0
+    sent = server.requests[0]
+    method = {"name": "inner-loop", "steps": 1, "episodes": 20}
+    assert sent.json == {"model": "m@champion", "task": "long", "method": method}
+    assert sent.headers["prefer"] == "wait=10"
+    assert "idempotency-key" in sent.headers
+
+
+def test_adapting_need_not_wait(server: ScriptedServer, client: Client) -> None:
+    server.script(answer(adaptation("queued"), 202))
+    assert not client.adapt(None, TASK, method={"name": "ppo"}, wait=False).finished
+    assert server.requests[0].headers["prefer"] == "wait=0"
+    assert server.requests[0].json["model"] is None
+
+
+def test_an_adaptation_that_failed_is_raised(server: ScriptedServer, client: Client) -> None:
+    server.script(answer(adaptation("failed", error={"type": "x", "detail": "the reward was NaN"}), 201))
+    with pytest.raises(AdaptationFailed, match="the reward was NaN"):
+        client.adapt("m", "long")
+
+
+@pytest.mark.parametrize("observations", [[0.1, 0.0], [[0.1, 0.0]], np.array([0.1, 0.0]), np.array([[0.1, 0.0]])])
+def test_one_observation_or_many_are_a_batch(server: ScriptedServer, client: Client, observations: list[float]) -> None:
+    server.script(answer({"actions": [1], "log_probs": [-0.21], "values": [88.1], "policy": "p1"}))
+    action = client.act("p1", observations)
+    assert server.requests[0].path == "/v1/policies/p1:act"
+    assert server.requests[0].json == {"observations": [[0.1, 0.0]], "deterministic": True}
+    assert action.actions.dtype == np.int64
+    assert action.actions.tolist() == [1]
+    assert action.log_probs.tolist() == [-0.21]
+
+
+def test_a_bare_version_acts_too(server: ScriptedServer, client: Client) -> None:
+    server.script(answer({"actions": [[0.5, -1.0]], "log_probs": [-1.0], "values": None, "policy": None}))
+    action = client.act("m/3", [[0.0]], deterministic=False, seed=7)
+    assert server.requests[0].path == "/v1/models/m/versions/3:act"
+    assert server.requests[0].json["seed"] == 7
+    assert action.actions.shape == (1, 2)
+    assert action.values is None
+
+
+def test_an_observation_with_a_nan_is_not_sent(server: ScriptedServer, client: Client) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        client.act("p1", [float("nan")])
+    assert server.requests == []
+
+
+def test_a_key_is_not_shown_by_repr(server: ScriptedServer, client: Client) -> None:
+    server.script(answer({"id": "k1", "name": "ci", "key": "hs_secret", "scopes": ["tasks:write"]}, 201))
+    expires = datetime(2030, 1, 1, tzinfo=UTC)
+    key = client.api_keys.create("ci", ["tasks:write"], expires_at=expires)
+    assert key.key == "hs_secret"
+    assert "hs_secret" not in repr(key)
+    assert server.requests[0].json["expires_at"] == "2030-01-01T00:00:00+00:00"
