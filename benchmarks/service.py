@@ -23,11 +23,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_service() -> Iterator[tuple[Client, int]]:
+def running_service() -> Iterator[tuple[Client, int, str]]:
     """Start a service, wait until it is ready, and stop it afterwards.
 
     Yields:
-        A client with the administrator's key, and the port.
+        A client with the administrator's key, the port, and the key.
     """
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder:
         port = free_port()
@@ -35,18 +35,18 @@ def running_service() -> Iterator[tuple[Client, int]]:
         command = [str(Path(sys.executable).with_name("headstart-server")), "serve"]
         server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            key = Path(folder) / "admin.key"
             deadline = time.monotonic() + 60
             while True:
                 with contextlib.suppress(HeadstartError, FileNotFoundError):
-                    client = Client(f"http://127.0.0.1:{port}", key.read_text().strip())
+                    key = (Path(folder) / "admin.key").read_text().strip()
+                    client = Client(f"http://127.0.0.1:{port}", key)
                     client.health()
                     break
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the service did not start")
                 time.sleep(0.1)
             with client:
-                yield client, port
+                yield client, port, key
         finally:
             server.terminate()
             server.wait(30)

@@ -1,0 +1,1 @@
+"""The service: tasks, runs, registry, adaptations and policies over HTTP."""

@@ -1,0 +1,1 @@
+"""Adapting a version to one task."""

@@ -1,0 +1,68 @@
+"""Waiting for an adaptation on behalf of a caller, without holding a thread or a connection."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import anyio
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from app.adaptations.schemas import AdaptationBody
+from app.adaptations.service import get_adaptation
+from app.database import Database
+from app.runs.schemas import FINAL
+
+DEFAULT_S = 10
+"""Seconds that a POST waits where the caller does not say."""
+
+LONGEST_S = 60
+"""Seconds that it waits at most."""
+
+_POLL_S = 0.02
+_SLOWEST_POLL_S = 0.2
+_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
+
+
+def read_prefer(header: str | None) -> tuple[int, str | None]:
+    """Seconds to wait by a ``Prefer`` header (RFC 7240), and the preference that was applied, None where none was."""
+    preferences = [part.split(";")[0].strip().lower() for part in (header or "").split(",")]
+    for preference in preferences:
+        if found := _WAIT.fullmatch(preference):
+            seconds = min(int(found[1]), LONGEST_S)
+            return seconds, f"wait={seconds}"
+    if "respond-async" in preferences:
+        return 0, "respond-async"
+    return DEFAULT_S, None
+
+
+async def answer(database: Database, adaptation: AdaptationBody, seconds: float, applied: str | None) -> Response:
+    """Wait until the adaptation has ended, at most so long, and answer.
+
+    201 where it has made a policy. 202 otherwise, also where it has failed: what was asked for was not
+    created, and who goes on to the ``Location``, as after every 202, finds the same state and error that this
+    body has.
+    """
+    deadline, pause_s = time.monotonic() + seconds, _POLL_S
+    while adaptation.state not in FINAL and time.monotonic() < deadline:
+        await anyio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+        pause_s = min(1.1 * pause_s, _SLOWEST_POLL_S)
+        try:
+            adaptation = await run_in_threadpool(_look, database, adaptation.id)
+        except SQLAlchemyError:
+            # It is queued, and that is what the caller must be told.
+            continue
+    headers = {"Location": f"/v1/adaptations/{adaptation.id}"}
+    if applied is not None:
+        headers["Preference-Applied"] = applied
+    if adaptation.state not in FINAL:
+        headers["Retry-After"] = "1"
+    status = 201 if adaptation.state == "succeeded" else 202
+    return Response(adaptation.model_dump_json(), status, headers, media_type="application/json")
+
+
+def _look(database: Database, adaptation_id: str) -> AdaptationBody:
+    with database.snapshot() as session:
+        return AdaptationBody.of(get_adaptation(session, adaptation_id))

@@ -1,0 +1,134 @@
+"""Reading request bodies: a limit on their size, and JSON that every later layer can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import BadRequest, Invalid, PayloadTooLarge, UnsupportedMediaType
+from app.validation import MAX_ERRORS, FieldError, pointer_to
+
+MAX_DEPTH = 64
+"""Levels of nesting that a JSON body may have."""
+
+MAX_PATH_BYTES = 1024
+"""Longest path: no name of this service comes near it."""
+
+_WHOLE_NUMBER_DIGITS = 19
+_LARGE_BODY_BYTES = 64 * 1024
+
+
+class BodyLimitMiddleware:
+    """Refuses a body above a limit, by its announced length or while it arrives; it is never held as a whole."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            raise BadRequest("a URL cannot hold NUL characters")
+        if len(scope["path"].encode()) > MAX_PATH_BYTES:
+            raise BadRequest(f"the path has more than {MAX_PATH_BYTES} bytes")
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or len(announced) > 18 or int(announced) > self.max_body_bytes:
+            raise self._too_large()
+        arrived = 0
+
+        async def limited() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > self.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        await self.app(scope, limited, send)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body may have at most {self.max_body_bytes} bytes")
+
+
+class JSONRequest(Request):
+    """A request whose JSON was read by :func:`parse_json`, off the event loop where it is long."""
+
+    async def load(self) -> None:
+        """Read and check the body.
+
+        Raises:
+            UnsupportedMediaType: If it is not JSON by its content type.
+            BadRequest: If it is not JSON.
+            Invalid: If it holds what cannot be stored.
+        """
+        body = await self.body()
+        if not body:
+            return
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+            raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
+        if len(body) < _LARGE_BODY_BYTES:
+            self._json = parse_json(body)
+        else:
+            self._json = await run_in_threadpool(parse_json, body)
+
+
+def parse_json(body: bytes) -> Any:
+    """A JSON document whose numbers are finite and whose strings are storable text.
+
+    Whole numbers of more digits than a 64-bit integer has become floats.
+
+    Raises:
+        BadRequest: If it is not UTF-8, not JSON, or nested too deeply.
+        Invalid: If a number is not finite, or a string holds NUL or a lone surrogate.
+    """
+    try:
+        document = json.loads(body.decode("utf-8"), parse_int=_whole_number)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8: byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error.msg}, line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise BadRequest(f"the body is nested more than {MAX_DEPTH} levels deep") from error
+    if errors := _unstorable(document):
+        raise Invalid.all_of(errors)
+    return document
+
+
+def _whole_number(digits: str) -> int | float:
+    # Python refuses to read very long integers, and databases refuse what 64 bits cannot hold.
+    return int(digits) if len(digits.lstrip("-")) <= _WHOLE_NUMBER_DIGITS else float(digits)
+
+
+def _unstorable(document: object) -> list[FieldError]:
+    errors: list[FieldError] = []
+    pending: list[tuple[object, tuple[str | int, ...]]] = [(document, ())]
+    while pending and len(errors) < MAX_ERRORS:
+        value, path = pending.pop()
+        if len(path) > MAX_DEPTH:
+            raise BadRequest(f"the body is nested more than {MAX_DEPTH} levels deep")
+        if isinstance(value, dict):
+            pending.extend((item, (*path, name)) for name, item in value.items())
+            if not all(map(_is_text, value)):
+                errors.append(FieldError(pointer_to(*path), "a name holds characters that are no text"))
+        elif isinstance(value, list):
+            # Long lists are lists of numbers: one pass in C for those that are in order.
+            if not (set(map(type, value)) <= {int, float} and all(map(math.isfinite, value))):
+                pending.extend((item, (*path, index)) for index, item in enumerate(value))
+        elif isinstance(value, float) and not math.isfinite(value):
+            errors.append(FieldError(pointer_to(*path), "must be a finite number"))
+        elif isinstance(value, str) and not _is_text(value):
+            errors.append(FieldError(pointer_to(*path), "holds characters that are no text"))
+    return errors[::-1]
+
+
+def _is_text(value: str) -> bool:
+    return (value.isascii() and "\0" not in value) or not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)

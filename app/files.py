@@ -1,0 +1,65 @@
+"""Serving artefacts: whole or in part, and not at all to whom has them."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import RangeNotSatisfiable
+from app.store import ArtefactStore
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+def serve_file(request: Request, store: ArtefactStore, name: str, sha256: str, size_bytes: int) -> Response:
+    """The answer to a GET or HEAD of an artefact.
+
+    The ETag is the digest, so ``If-None-Match`` is answered 304 and ``If-Range`` holds exactly for the same bytes. One
+    range is honoured; several, or one in another unit, give the whole file, as RFC 9110 allows.
+
+    Raises:
+        RangeNotSatisfiable: If the range starts after the end.
+        Corrupt: If the stored bytes have another digest; wrong bytes are never sent.
+    """
+    etag = f'"sha256-{sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        # The bytes under an ETag never change, but who may read them can.
+        "Cache-Control": "private, no-cache",
+        "Content-Type": "application/json" if name.endswith(".json") else "application/octet-stream",
+    }
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers={"ETag": etag})
+    part = _part(request, etag, size_bytes)
+    if request.method == "HEAD":
+        return Response(headers={**headers, "Content-Length": str(size_bytes)})
+    content = store.read(sha256)
+    if part is None:
+        return Response(content, headers=headers)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
+    return Response(content[part.start : part.stop], status_code=206, headers=headers)
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return etag in tags or tags == ["*"]
+
+
+def _part(request: Request, etag: str, size: int) -> range | None:
+    header = request.headers.get("range", "")
+    found = _RANGE.fullmatch(header.replace(" ", ""))
+    if found is None or found.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
+        return None
+    first, last = found.groups()
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < int(first):
+            return None
+    if start >= size or stop <= start:
+        raise RangeNotSatisfiable(size)
+    return range(start, stop)

@@ -1,0 +1,87 @@
+"""Finding and deleting policies. One that has expired is as good as deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import Session
+
+from app.auth import Principal, audit
+from app.database import now
+from app.errors import NotFound
+from app.pagination import Page, paginate
+from app.tables import Adaptation, Policy
+
+FILE_NAME = "policy.safetensors"
+"""What the artefact of a policy's parameters is called."""
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """A policy and the task that it was adapted to: an id, or the definition of one that was never registered."""
+
+    policy: Policy
+    task: str | dict[str, Any] | None
+
+
+def get_policy(session: Session, policy_id: str) -> PolicyEntry:
+    """The policy of that id.
+
+    Raises:
+        NotFound: If there is none, or it has expired or was deleted.
+    """
+    return _entries(session, [_find(session, policy_id)])[0]
+
+
+def list_policies(session: Session, page: Page) -> tuple[list[PolicyEntry], str | None]:
+    """A page of the policies that stand, newest first."""
+    statement = select(Policy).where(_stands())
+    rows, token = paginate(session, statement, Policy.id, page, {"list": "policies"}, newest_first=True)
+    return _entries(session, rows), token
+
+
+def load(session: Session, policy_id: str) -> tuple[dict[str, Any], str, datetime | None]:
+    """What acting needs: the spec, for :func:`models.checkpoint.policy_from_json`, the digest, the end of its life.
+
+    Raises:
+        NotFound: As :func:`get_policy`.
+    """
+    policy = _find(session, policy_id)
+    return policy.spec, policy.sha256, policy.expires_at
+
+
+def delete_policy(session: Session, by: Principal, policy_id: str) -> None:
+    """Take a policy away; its bytes go when a worker next sweeps.
+
+    Raises:
+        NotFound: As :func:`get_policy`.
+    """
+    policy = _find(session, policy_id)
+    policy.deleted_at = now()
+    audit(session, by, "policies.delete", f"policies/{policy.id}")
+
+
+def _stands() -> ColumnElement[bool]:
+    return Policy.deleted_at.is_(None) & or_(Policy.expires_at.is_(None), Policy.expires_at > now())
+
+
+def _find(session: Session, policy_id: str) -> Policy:
+    policy = session.scalar(select(Policy).where(Policy.id == policy_id, _stands()))
+    if policy is None:
+        raise NotFound(f"there is no policy {policy_id!r}, or it has expired")
+    return policy
+
+
+def _entries(session: Session, policies: Sequence[Policy]) -> list[PolicyEntry]:
+    ids = [policy.adaptation_id for policy in policies]
+    adaptations = {row.id: row for row in session.scalars(select(Adaptation).where(Adaptation.id.in_(ids)))}
+    entries = []
+    for policy in policies:
+        adaptation = adaptations.get(policy.adaptation_id or "")
+        task = None if adaptation is None else adaptation.task_id or adaptation.task_definition
+        entries.append(PolicyEntry(policy, task))
+    return entries

@@ -1,0 +1,100 @@
+"""Runs over HTTP."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from app.auth import Caller, Principal, require
+from app.database import Database
+from app.dependencies import RequestDatabase, RequestStore
+from app.errors import BadRequest
+from app.files import serve_file
+from app.pagination import RequestPage
+from app.runs import events, service
+from app.runs.schemas import Metric, Metrics, NewRun, RunBody, Runs, State
+from app.transactions import RequestSession, TransactionalRoute
+
+router = APIRouter(prefix="/runs", tags=["runs"], route_class=TransactionalRoute)
+
+Writer = Annotated[Principal, Depends(require("runs:write"))]
+After = Annotated[int, Query(ge=0, lt=2**31, description="Only what has a larger sequence number.")]
+LastEventId = Annotated[str | None, Header(description="Id of the last event that was received.")]
+
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+@router.post("", status_code=202)
+def create_run(body: NewRun, session: RequestSession, by: Writer, response: Response) -> RunBody:
+    """Queue a run. Whatever would keep it from starting is refused here, with a pointer to it."""
+    run = service.create_run(session, by, body)
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    return RunBody.of(run)
+
+
+@router.get("")
+def list_runs(
+    session: RequestSession, page: RequestPage, _: Caller, state: State | None = None, model: str | None = None
+) -> Runs:
+    """Runs, newest first."""
+    rows, token = service.list_runs(session, page, state, model)
+    return Runs(runs=[RunBody.of(row) for row in rows], next_page_token=token)
+
+
+@router.get("/{run_id}")
+def get_run(run_id: str, session: RequestSession, _: Caller) -> RunBody:
+    """One run: state, progress, newest metrics."""
+    return RunBody.of(service.get_run(session, run_id))
+
+
+@router.post("/{run_id}:cancel")
+def cancel_run(run_id: str, session: RequestSession, by: Writer) -> RunBody:
+    """Cancel: a queued run ends at once, a running one within two seconds; one that is over is answered as it is."""
+    return RunBody.of(service.cancel_run(session, by, run_id))
+
+
+@router.get("/{run_id}/metrics")
+def list_run_metrics(run_id: str, session: RequestSession, page: RequestPage, _: Caller, after: After = 0) -> Metrics:
+    """What a run measured, iteration by iteration, oldest first."""
+    rows, token = service.list_metrics(session, page, run_id, after)
+    return Metrics(metrics=[Metric.model_validate(row) for row in rows], next_page_token=token)
+
+
+@router.get("/{run_id}/events", response_class=StreamingResponse, responses=_STREAM)
+async def stream_run_events(
+    run_id: str, request: Request, database: RequestDatabase, _: Caller, last_event_id: LastEventId = None
+) -> StreamingResponse:
+    """Server-sent events: `metrics` after `Last-Event-ID`, `state` at first and at every change; ends with the run."""
+    after = _sequence(last_event_id)
+    await run_in_threadpool(_require_run, database, run_id)
+    stream = events.stream(database, run_id, after, request.is_disconnected)
+    # A proxy that collects the answer before it passes it on would hold every event back.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.head("/{run_id}/files/checkpoint.safetensors", include_in_schema=False)
+@router.get(
+    "/{run_id}/files/checkpoint.safetensors",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+)
+def get_run_checkpoint(
+    run_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+) -> Response:
+    """The newest state from which the run would resume. ETag is its sha256; Range is honoured."""
+    checkpoint = service.newest_checkpoint(session, run_id)
+    return serve_file(request, store, "checkpoint.safetensors", checkpoint.sha256, checkpoint.size_bytes)
+
+
+def _sequence(last_event_id: str | None) -> int:
+    text = last_event_id or "0"
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise BadRequest("Last-Event-ID must be the id of an event of this stream: a whole number")
+    return int(text)
+
+
+def _require_run(database: Database, run_id: str) -> None:
+    with database.snapshot() as session:
+        service.get_run(session, run_id)

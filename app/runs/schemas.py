@@ -1,0 +1,246 @@
+"""Runs on the wire. Learner, policy and stop are the core's own configs."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from app import tables
+from app.tasks.schemas import LabelName, LabelValue, Split
+from app.validation import Name, Schema, Whole
+from models.learners import LearnerConfig
+from models.policy import PolicyConfig
+from models.training import Stop
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+"""Where long work stands; the last three are final."""
+
+FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+"""States that work does not leave."""
+
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+"""Of all randomness: equal requests with equal seeds compute equal results."""
+
+
+def _as_sent(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    config = validate(value)
+    _require_same_kinds(value, config, ())
+    return config
+
+
+def _require_same_kinds(sent: object, taken: object, place: tuple[str | int, ...]) -> None:
+    """Refuse a text or a truth value that was taken for a number: the core's configs do not say so themselves."""
+    if isinstance(sent, dict) and dataclasses.is_dataclass(taken):
+        for member, value in sent.items():
+            _require_same_kinds(value, getattr(taken, member), (*place, member))
+    elif isinstance(sent, list) and isinstance(taken, tuple):
+        for index, (value, item) in enumerate(zip(sent, taken, strict=True)):
+            _require_same_kinds(value, item, (*place, index))
+    elif isinstance(sent, str | bool) and type(sent) is not type(taken):
+        wanted = "must be true or false" if isinstance(taken, bool) else "must be a number"
+        error = InitErrorDetails(type=PydanticCustomError("wrong_kind", wanted), loc=place, input=sent)
+        raise ValidationError.from_exception_data("config", [error])
+
+
+AsSent = WrapValidator(_as_sent)
+"""Makes pydantic take a core config's numbers, texts and truth values only for what they are."""
+
+
+class TaskSelection(Schema):
+    """What a run trains on: exactly one of `family`, `ids` and `labels`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    family: str | None = None
+    """A task family: every iteration draws fresh tasks of its distribution."""
+
+    split: Split | None = None
+    """Part of the family, `train` by default; with `labels`, only tasks of this split."""
+
+    registered: bool = False
+    """With `family`: its registered tasks instead of fresh ones."""
+
+    ids: Annotated[list[str], Field(min_length=1, max_length=10_000)] | None = None
+    """Registered tasks, each by id or name."""
+
+    labels: Annotated[dict[LabelName, LabelValue], Field(min_length=1, max_length=32)] | None = None
+    """Registered tasks that have all of these labels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("family") is not None and data.get("split") is None:
+            return data | {"split": "train"}
+        return data
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TaskSelection:
+        given = [name for name in ("family", "ids", "labels") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of family, ids, labels, not {' and '.join(given) or 'none'}")
+        if self.registered and self.family is None:
+            raise ValueError("registered goes with family; ids and labels always select registered tasks")
+        if self.ids is not None and self.split is not None:
+            raise ValueError("ids name their tasks; split goes with family or labels")
+        return self
+
+
+class Evaluation(Schema):
+    """Measuring generalisation while training, on tasks of the family that are never trained on."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    split: Split = "test"
+    """Where the tasks are drawn from: another part of the family than the run trains on."""
+
+    tasks: Annotated[Whole, Field(ge=1, le=1000)] = 20
+    """How many of them."""
+
+    every_iterations: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
+    """Iterations from one evaluation to the next; the last iteration always has one."""
+
+    episodes: Annotated[Whole, Field(ge=2, le=1000)] | None = None
+    """Episodes of each rollout; by default the learner's `episodes_per_task`."""
+
+
+class NewRun(Schema):
+    """A run that is asked for."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "cartpole",
+                    "learner": {"name": "maml", "inner_learning_rate": 0.1, "tasks_per_iteration": 20},
+                    "policy": {"hidden": [64, 32], "activation": "tanh"},
+                    "tasks": {"family": "cartpole-physics", "split": "train"},
+                    "stop": {"iterations": 200, "seconds": 60},
+                    "evaluation": {"split": "test", "tasks": 20, "every_iterations": 20},
+                    "seed": 0,
+                }
+            ]
+        },
+    )
+
+    model: Name
+    """Whose next version the run makes; a new name makes a new model."""
+
+    learner: Annotated[LearnerConfig, AsSent] = LearnerConfig()
+    """The meta-learning algorithm and its hyperparameters."""
+
+    policy: Annotated[PolicyConfig, AsSent] = PolicyConfig()
+    """Architecture of the policy."""
+
+    tasks: TaskSelection
+    """What to train on."""
+
+    stop: Annotated[Stop, AsSent]
+    """When to end: at the first of the conditions that holds."""
+
+    evaluation: Evaluation | None = None
+    """Held-out evaluation while training; null does without."""
+
+    seed: Seed = 0
+    """Of all randomness: the same request on the same machine ends in the same parameters."""
+
+
+class Progress(Schema):
+    """How far a run is. ``fraction`` is in [0, 1]; ``seconds`` is time spent training, over all attempts."""
+
+    fraction: float
+    iterations: int
+    environment_steps: int
+    seconds: float
+
+
+class RunError(Schema):
+    """Why work failed."""
+
+    type: str
+    detail: str
+
+
+class RunBody(Schema):
+    """A run."""
+
+    id: str
+    state: State
+    model: str
+    version: int | None
+    progress: Progress
+    metrics: dict[str, float]
+    attempts: int
+    error: RunError | None
+    stopped_by: str | None
+    cancel_requested: bool
+    learner: dict[str, Any]
+    policy: dict[str, Any]
+    tasks: dict[str, Any]
+    stop: dict[str, Any]
+    evaluation: dict[str, Any] | None
+    seed: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: tables.Run) -> RunBody:
+        """The wire form of a row."""
+        spec = row.spec
+        return cls(
+            id=row.id,
+            state=row.state,  # type: ignore[arg-type]  # the table has the same constraint
+            model=row.model,
+            version=row.version,
+            progress=Progress.model_validate(row),
+            metrics=row.metrics,
+            attempts=row.attempt,
+            error=None if row.error is None else RunError(**row.error),
+            stopped_by=row.stopped_by,
+            cancel_requested=row.cancel_requested_at is not None,
+            learner=spec["learner"],
+            policy=spec["policy"],
+            tasks=spec["tasks"],
+            stop=spec["stop"],
+            evaluation=spec["evaluation"],
+            seed=spec["seed"],
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+
+
+class Runs(Schema):
+    """A page of runs, newest first."""
+
+    runs: list[RunBody]
+    next_page_token: str | None
+
+
+class Metric(Schema):
+    """What a run measured in one iteration; its sequence number is the iteration's."""
+
+    sequence: int
+    iteration: int
+    environment_steps: int
+    seconds: float
+    values: dict[str, float]
+
+
+class Metrics(Schema):
+    """A page of a run's metrics, oldest first."""
+
+    metrics: list[Metric]
+    next_page_token: str | None

@@ -1,0 +1,258 @@
+"""Asking for runs, finding them, and turning them into what the core trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from app import tables
+from app.auth import Principal, audit
+from app.database import exclusive, new_id, now
+from app.errors import Invalid, NotFound
+from app.pagination import Page, paginate
+from app.runs.schemas import NewRun, TaskSelection
+from app.tasks.service import TASKS_LOCK, definition_of, family_of, select_tasks
+from app.validation import MAX_ERRORS, FieldError
+from models.adaptation import require_memory
+from models.families import TaskFamily, define_family
+from models.tasks import TaskBatch
+from models.training import MAX_STEPS_PER_ROLLOUT, FamilyTasks, FixedTasks, HeldOut, Training
+from models.types import Task
+
+MAX_TASKS = 10_000
+"""Registered tasks that one run can select."""
+
+_CHUNK = 500
+
+
+def create_run(session: Session, by: Principal, request: NewRun) -> tables.Run:
+    """Queue a run. All that the core would refuse is refused now.
+
+    What the run needs is written down with it, so that nothing that changes later changes the run: the
+    request with every default, the family's definition, the selected tasks.
+
+    Raises:
+        Invalid: If the selection is empty, names what does not exist, or mixes environments; if the
+            evaluation has no tasks to use. InvalidValue: As :class:`models.training.Training`.
+    """
+    family, rows = _select(session, request.tasks)
+    if request.evaluation is not None:
+        family = family or _family_of_tasks(session, rows)
+        _require_held_out(request, rows)
+    training = _training(request, family, [definition_of(row) for row in rows], [row.name for row in rows])
+    spec = request.model_dump(mode="json", exclude={"model"})
+    spec["tasks"] = {name: value for name, value in spec["tasks"].items() if value not in (None, False)}
+    spec |= {"family": None if family is None else family.definition(), "environment": training.environment}
+    run = tables.Run(id=new_id(), model=request.model, spec=spec)
+    session.add(run)
+    session.flush()
+    if rows:
+        session.execute(insert(tables.RunTask), [{"run_id": run.id, "task_id": row.id} for row in rows])
+    audit(session, by, "runs.create", f"runs/{run.id}", model=run.model)
+    return run
+
+
+def get_run(session: Session, run_id: str) -> tables.Run:
+    """The run of that id.
+
+    Raises:
+        NotFound: If there is none.
+    """
+    run = session.get(tables.Run, run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id!r}")
+    return run
+
+
+def list_runs(
+    session: Session, page: Page, state: str | None, model: str | None
+) -> tuple[list[tables.Run], str | None]:
+    """A page of runs, newest first."""
+    statement = select(tables.Run)
+    if state is not None:
+        statement = statement.where(tables.Run.state == state)
+    if model is not None:
+        statement = statement.where(tables.Run.model == model)
+    filters = {"list": "runs", "state": state, "model": model}
+    return paginate(session, statement, tables.Run.id, page, filters, newest_first=True)
+
+
+def list_metrics(session: Session, page: Page, run_id: str, after: int) -> tuple[list[tables.RunMetric], str | None]:
+    """A page of what a run measured after that sequence number, oldest first.
+
+    Raises:
+        NotFound: If there is no such run.
+    """
+    get_run(session, run_id)
+    metric = tables.RunMetric
+    statement = select(metric).where(metric.run_id == run_id, metric.sequence > after)
+    filters = {"list": "metrics", "run": run_id, "after": after}
+    return paginate(session, statement, metric.sequence, page, filters)
+
+
+def cancel_run(session: Session, by: Principal, run_id: str) -> tables.Run:
+    """End a run: a queued one at once, a running one within two seconds; one that is over stays as it is.
+
+    Raises:
+        NotFound: If there is none.
+    """
+    moment = now()
+    run = tables.Run
+    # One statement for each state: a worker may claim the run, or end it, at any moment.
+    statements = (
+        (run.state == "queued", {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
+        (run.state == "running", {"cancel_requested_at": func.coalesce(run.cancel_requested_at, moment)}),
+    )
+    for condition, values in statements:
+        statement = update(run).where(run.id == run_id, condition).values(values).returning(run.id)
+        if session.scalar(statement.execution_options(synchronize_session=False)) is not None:
+            audit(session, by, "runs.cancel", f"runs/{run_id}")
+    return get_run(session, run_id)
+
+
+def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint:
+    """The newest state from which a run would resume.
+
+    Raises:
+        NotFound: If there is no such run, or it has none yet.
+    """
+    get_run(session, run_id)
+    checkpoint: tables.Checkpoint | None = session.scalars(_checkpoints(run_id).limit(1)).one_or_none()
+    if checkpoint is None:
+        raise NotFound(f"run {run_id!r} has no checkpoint yet")
+    return checkpoint
+
+
+def list_checkpoints(session: Session, run_id: str) -> Sequence[tables.Checkpoint]:
+    """A run's checkpoints, newest first."""
+    return session.scalars(_checkpoints(run_id)).all()
+
+
+def training_of(session: Session, run: tables.Run) -> Training:
+    """What a run computes, from what was written down when it was asked for."""
+    known = {name: run.spec[name] for name in NewRun.model_fields if name != "model"}
+    request = NewRun.model_validate({"model": run.model, **known})
+    definition = run.spec["family"]
+    family = None if definition is None else read_family(definition)
+    rows = _in_order(
+        session.scalars(
+            select(tables.Task)
+            .join(tables.RunTask, tables.RunTask.task_id == tables.Task.id)
+            .where(tables.RunTask.run_id == run.id)
+        )
+    )
+    return _training(request, family, [definition_of(row) for row in rows], [row.name for row in rows])
+
+
+def read_family(definition: dict[str, Any]) -> TaskFamily:
+    """The inverse of :meth:`models.families.TaskFamily.definition`."""
+    reward = definition["reward"]
+    return define_family(**(definition | {"reward": None if reward is None else reward["expression"]}))
+
+
+def _training(request: NewRun, family: TaskFamily | None, tasks: list[Task], names: list[str]) -> Training:
+    learner, selection = request.learner, request.tasks
+    source: FamilyTasks | FixedTasks
+    if family is not None and selection.split is not None and not tasks:
+        source = FamilyTasks(family, selection.split)
+    else:
+        TaskBatch.of(tasks, names=names)
+        # An iteration may draw the longest of the tasks together: that must fit too.
+        longest = sorted(tasks, key=lambda task: -task.horizon)[: learner.tasks_per_iteration]
+        Training(learner, request.policy, FixedTasks(tuple(longest)), request.stop, request.seed)
+        source = FixedTasks(tuple(tasks))
+    held_out = None if request.evaluation is None or family is None else _held_out(request, family)
+    return Training(learner, request.policy, source, request.stop, request.seed, held_out)
+
+
+def _held_out(request: NewRun, family: TaskFamily) -> HeldOut:
+    evaluation, learner = request.evaluation, request.learner
+    assert evaluation is not None
+    episodes = evaluation.episodes or learner.episodes_per_task
+    require_memory(episodes, family.horizon, "/evaluation/episodes")
+    if evaluation.tasks * episodes * family.horizon > MAX_STEPS_PER_ROLLOUT:
+        size = f"{evaluation.tasks} tasks x {episodes} episodes x {family.horizon} steps"
+        raise Invalid("/evaluation/tasks", f"{size} is over {MAX_STEPS_PER_ROLLOUT:,} steps")
+    tasks = family.sample(evaluation.split, request.seed, range(evaluation.tasks))
+    return HeldOut(tuple(tasks), evaluation.every_iterations, learner.inner_steps, episodes)
+
+
+def _select(session: Session, selection: TaskSelection) -> tuple[TaskFamily | None, list[tables.Task]]:
+    """The family that was named, if one was, and the registered tasks that were selected, if any are."""
+    family = None
+    if selection.family is not None:
+        family = _find_family(session, selection.family)
+        if not selection.registered:
+            return family, []
+    # Held until the run is written down: a selected task must not be deleted in between.
+    exclusive(session, TASKS_LOCK)
+    if selection.ids is not None:
+        return family, _in_order(_find_tasks(session, selection.ids))
+    statement = select_tasks(selection.family, selection.split, (selection.labels or {}).items())
+    rows = session.scalars(statement.limit(MAX_TASKS + 1)).all()
+    if not rows:
+        what = f"of family {selection.family!r}" if selection.family else f"with labels {selection.labels}"
+        split = f" in split {selection.split!r}" if selection.split else ""
+        raise Invalid("/tasks", f"the selection is empty: no registered task {what}{split}")
+    if len(rows) > MAX_TASKS:
+        raise Invalid("/tasks", f"more than {MAX_TASKS} tasks are selected; a run takes at most that many")
+    return family, _in_order(rows)
+
+
+def _in_order(rows: Iterable[tables.Task]) -> list[tables.Task]:
+    # By definition, not by age or name: the same tasks train alike wherever and however they were registered.
+    return sorted(rows, key=lambda row: row.digest)
+
+
+def _find_family(session: Session, name: str) -> TaskFamily:
+    row = session.scalar(select(tables.TaskFamily).where(tables.TaskFamily.name == name))
+    if row is None:
+        raise Invalid("/tasks/family", f"there is no task family {name!r}")
+    return family_of(row)
+
+
+def _find_tasks(session: Session, references: Sequence[str]) -> list[tables.Task]:
+    found: dict[str, tables.Task] = {}
+    for column in (tables.Task.name, tables.Task.id):  # where one task's name is another's id, the id counts
+        for start in range(0, len(references), _CHUNK):
+            wanted = column.in_(references[start : start + _CHUNK])
+            for row in session.scalars(select_tasks().where(wanted)):
+                found[getattr(row, column.key)] = row
+    missing = [
+        FieldError(f"/tasks/ids/{index}", f"there is no task {reference!r}")
+        for index, reference in enumerate(references)
+        if reference not in found
+    ]
+    if missing:
+        raise Invalid.all_of(missing[:MAX_ERRORS])
+    return list({found[reference].id: found[reference] for reference in references}.values())
+
+
+def _family_of_tasks(session: Session, rows: Sequence[tables.Task]) -> TaskFamily:
+    by_family = {row.family: row.name for row in rows}
+    if len(by_family) > 1:
+        (one, name), (other, other_name) = list(by_family.items())[:2]
+        where = f"{name!r} is of {one or 'no family'} and {other_name!r} of {other or 'no family'}"
+        raise Invalid("/evaluation", f"held-out tasks are drawn from the family of the selected tasks, but {where}")
+    [family] = by_family
+    if family is None:
+        detail = "the selected tasks are of no family that held-out tasks could be drawn from; leave evaluation out"
+        raise Invalid("/evaluation", detail)
+    return _find_family(session, family)
+
+
+def _require_held_out(request: NewRun, rows: Sequence[tables.Task]) -> None:
+    assert request.evaluation is not None
+    trained = {row.split for row in rows} or {request.tasks.split}
+    if request.evaluation.split in trained:
+        detail = f"the run trains on tasks of split {request.evaluation.split!r}; evaluate on another"
+        raise Invalid("/evaluation/split", detail)
+
+
+def _checkpoints(run_id: str) -> Any:
+    return (
+        select(tables.Checkpoint).where(tables.Checkpoint.run_id == run_id).order_by(tables.Checkpoint.iteration.desc())
+    )

@@ -1,0 +1,1 @@
+"""Environments, task families and tasks."""

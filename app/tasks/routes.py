@@ -1,0 +1,125 @@
+"""Environments, task families and tasks over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from app.auth import Caller, Principal, require
+from app.errors import Invalid, NotFound
+from app.pagination import RequestPage, paginate_names
+from app.tasks import service
+from app.tasks.schemas import (
+    EnvironmentBody,
+    Environments,
+    Families,
+    FamilyBody,
+    NewFamily,
+    NewTask,
+    NewTasks,
+    SampleRequest,
+    Split,
+    TaskBody,
+    TaskPage,
+    Tasks,
+)
+from app.transactions import RequestSession, TransactionalRoute
+from app.validation import MAX_ERRORS, FieldError
+from models.environments import ENVIRONMENTS
+from models.types import InvalidValue
+
+router = APIRouter(route_class=TransactionalRoute)
+
+Writer = Annotated[Principal, Depends(require("tasks:write"))]
+
+
+@router.get("/environments", tags=["environments"])
+def list_environments(page: RequestPage, _: Caller) -> Environments:
+    """The environment models, by id."""
+    ids, token = paginate_names(ENVIRONMENTS, page, {"list": "environments"})
+    return Environments(environments=[EnvironmentBody.of(ENVIRONMENTS[id_]) for id_ in ids], next_page_token=token)
+
+
+@router.get("/environments/{environment_id}", tags=["environments"])
+def get_environment(environment_id: str, _: Caller) -> EnvironmentBody:
+    """One environment model: parameters, spaces, default horizon."""
+    if environment_id not in ENVIRONMENTS:
+        raise NotFound(f"there is no environment {environment_id!r}")
+    return EnvironmentBody.of(ENVIRONMENTS[environment_id])
+
+
+@router.post("/task-families", status_code=201, tags=["task-families"])
+def create_task_family(body: NewFamily, session: RequestSession, by: Writer, response: Response) -> FamilyBody:
+    """Register a family: 201; 200 where the same one stands, 409 where its name stands with another definition."""
+    row, created = service.create_family(session, by, body.family())
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/v1/task-families/{row.name}"
+    return FamilyBody.of(row)
+
+
+@router.get("/task-families", tags=["task-families"])
+def list_task_families(session: RequestSession, page: RequestPage, _: Caller) -> Families:
+    """All families, by name."""
+    rows, token = service.list_families(session, page)
+    return Families(task_families=[FamilyBody.of(row) for row in rows], next_page_token=token)
+
+
+@router.get("/task-families/{name}", tags=["task-families"])
+def get_task_family(name: str, session: RequestSession, _: Caller) -> FamilyBody:
+    """One family."""
+    return FamilyBody.of(service.get_family(session, name))
+
+
+@router.post("/task-families/{name}:sample", tags=["task-families"])
+def sample_task_family(name: str, body: SampleRequest, session: RequestSession, by: Writer) -> Tasks:
+    """Register tasks of a family. The same call gives the same tasks in the same order, however often."""
+    rows = service.sample_tasks(session, by, name, body.split, body.seed, body.count)
+    return Tasks(tasks=[TaskBody.of(row) for row in rows])
+
+
+@router.post("/tasks", status_code=201, tags=["tasks"])
+def create_task(body: NewTask, session: RequestSession, by: Writer, response: Response) -> TaskBody:
+    """Register a task: 201; 200 where the same one stands, 409 where its name stands with another definition."""
+    [(row, created)] = service.register_tasks(session, by, [body.registration()], lambda _: "")
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/v1/tasks/{row.id}"
+    return TaskBody.of(row)
+
+
+@router.post("/tasks:batchCreate", tags=["tasks"])
+def create_tasks(body: NewTasks, session: RequestSession, by: Writer) -> Tasks:
+    """Register up to 1000 tasks, all or none, and give them in the order in which they came."""
+    registrations, errors = [], []
+    for index, task in enumerate(body.tasks):
+        try:
+            registrations.append(task.registration())
+        except InvalidValue as error:
+            errors.append(FieldError(f"/tasks/{index}{error.pointer}", error.detail))
+    if errors:
+        raise Invalid.all_of(errors[:MAX_ERRORS])
+    return Tasks(tasks=[TaskBody.of(row) for row, _ in service.register_tasks(session, by, registrations)])
+
+
+@router.get("/tasks", tags=["tasks"])
+def list_tasks(
+    session: RequestSession,
+    page: RequestPage,
+    _: Caller,
+    family: str | None = None,
+    split: Split | None = None,
+    label: Annotated[list[str], Query(max_length=32, description="`name:value`; repeat for more.")] = [],  # noqa: B006
+) -> TaskPage:
+    """The tasks of a family, of a split, with all of these labels; oldest first."""
+    rows, token = service.list_tasks(session, page, family, split, label)
+    return TaskPage(tasks=[TaskBody.of(row) for row in rows], next_page_token=token)
+
+
+@router.get("/tasks/{reference}", tags=["tasks"])
+def get_task(reference: str, session: RequestSession, _: Caller) -> TaskBody:
+    """One task, by its id or name."""
+    return TaskBody.of(service.get_task(session, reference))
+
+
+@router.delete("/tasks/{reference}", status_code=204, tags=["tasks"])
+def delete_task(reference: str, session: RequestSession, by: Writer) -> None:
+    """Hide a task: 409 while a run that is queued or running uses it."""
+    service.delete_task(session, by, reference)

@@ -1,0 +1,86 @@
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+import app.tables  # noqa: F401
+from app.database import Base, Database, create_database_engine
+from app.migrating import migrate
+
+
+@pytest.fixture
+def engine(empty_database_url):
+    migrate(empty_database_url)
+    engine = create_database_engine(empty_database_url)
+    yield engine
+    engine.dispose()
+
+
+def test_the_migrated_schema_is_the_schema_of_the_tables(engine):
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_migrated_constraints_are_those_of_the_tables(engine):
+    # Alembic compares neither checks nor the conditions of partial indices.
+    metadata_url = engine.url
+    inspector = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        expected = {
+            str(c.name) for c in table.constraints if type(c).__name__ == "CheckConstraint" and c.name is not None
+        }
+        assert {check["name"] for check in inspector.get_check_constraints(table.name)} == expected, metadata_url
+    partial = {i["name"] for i in inspector.get_indexes("tasks") if "where" in str(i.get("dialect_options"))}
+    assert partial == {"uq_tasks_name", "uq_tasks_digest"}
+
+
+def test_downgrading_to_base_leaves_nothing(engine, empty_database_url):
+    migrate(empty_database_url, "base")
+    assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
+    migrate(empty_database_url)
+    assert "tasks" in inspect(engine).get_table_names()
+
+
+def test_migrating_twice_changes_nothing(engine, empty_database_url):
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO models VALUES ('m', 7, '2026-01-01 00:00:00+00')"))
+    migrate(empty_database_url)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT next_version FROM models")).scalar_one() == 7
+
+
+def test_threads_that_migrate_at_once_all_find_the_schema(empty_database_url):
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(migrate, [empty_database_url] * 6))
+    database = Database(empty_database_url)
+    with database.snapshot() as session:
+        assert session.execute(text("SELECT count(*) FROM tasks")).scalar_one() == 0
+    database.close()
+
+
+def test_processes_that_migrate_at_once_all_find_the_schema(empty_database_url):
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=migrate, args=(empty_database_url,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def test_a_failed_migration_leaves_nothing_behind(empty_database_url):
+    engine = create_database_engine(empty_database_url) if "postgresql" in empty_database_url else None
+    if engine is None:
+        migrate(empty_database_url, "base")
+        engine = create_database_engine(empty_database_url)
+    with engine.begin() as connection:
+        # Created in the middle of the first migration, too: it fails there.
+        connection.execute(text("CREATE TABLE tasks (id TEXT)"))
+    with pytest.raises(Exception, match="already exists"):
+        migrate(empty_database_url)
+    assert set(inspect(engine).get_table_names()) <= {"tasks", "alembic_version"}
+    engine.dispose()

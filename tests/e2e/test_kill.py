@@ -1,0 +1,95 @@
+"""A run survives the death of whatever executes it, and ends in the same bits."""
+
+import os
+import signal
+import time
+
+import pytest
+from conftest import is_alive, wait_until
+
+RUN = {
+    "model": "nav",
+    "learner": {"name": "maml", "tasks_per_iteration": 3, "episodes_per_task": 4},
+    "policy": {"hidden": [8]},
+    "tasks": {"family": "navigation-2d"},
+    "stop": {"iterations": 80},
+    "seed": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(service):
+    """Digest of the parameters that the run ends in when nobody disturbs it."""
+    return service.parameters_of(service.start_run(**RUN))
+
+
+def start_and_get_going(service):
+    run_id = service.start_run(**RUN)
+    wait_until(lambda: service.has_checkpoint(run_id))
+    return run_id
+
+
+def iterations(service, run_id):
+    page = service.http.get(f"/v1/runs/{run_id}/metrics?page_size=1000").json()
+    return [metric["iteration"] for metric in page["metrics"]]
+
+
+def test_a_run_whose_worker_is_killed_twice_ends_bit_for_bit_like_an_undisturbed_one(service, undisturbed):
+    run_id = start_and_get_going(service)
+    for attempt, reached in ((1, 10), (2, 30)):
+        wait_until(lambda reached=reached: service.run(run_id)["progress"]["iterations"] >= reached)
+        run = service.run(run_id)
+        assert (run["state"], run["attempts"]) == ("running", attempt)
+        os.kill(service.worker_of(run_id), signal.SIGKILL)
+    assert service.parameters_of(run_id) == undisturbed
+    run = service.run(run_id)
+    assert (run["attempts"], service.crashes_of(run_id)) == (3, 2)
+    assert iterations(service, run_id) == list(range(1, 81))
+
+
+def test_a_worker_that_is_asked_to_end_hands_its_run_over_without_losing_an_iteration(service, undisturbed):
+    run_id = start_and_get_going(service)
+    pid = service.worker_of(run_id)
+    os.kill(pid, signal.SIGTERM)
+    asked = time.monotonic()
+    wait_until(lambda: not is_alive(pid))
+    assert time.monotonic() - asked < 5
+    given_back = service.run(run_id)
+    assert given_back["state"] == "queued"
+    assert iterations(service, run_id)[-1] == given_back["progress"]["iterations"]
+    assert service.parameters_of(run_id) == undisturbed
+    assert (service.run(run_id)["attempts"], service.crashes_of(run_id)) == (2, 0)
+
+
+def test_a_running_run_is_cancelled_within_two_seconds_in_the_middle_of_an_iteration(service):
+    learner = {"name": "maml", "tasks_per_iteration": 100, "episodes_per_task": 100}
+    run_id = service.start_run(**RUN | {"learner": learner, "policy": {"hidden": [256, 256]}})
+    wait_until(lambda: service.run(run_id)["state"] == "running")
+    time.sleep(0.5)
+    asked = time.monotonic()
+    service.http.post(f"/v1/runs/{run_id}:cancel")
+    run = wait_until(lambda: (run := service.run(run_id))["state"] == "cancelled" and run)
+    assert time.monotonic() - asked < 2
+    assert run["progress"]["iterations"] == 0
+
+
+def test_the_worker_is_well_after_a_cancellation(service, undisturbed):
+    assert service.parameters_of(service.start_run(**RUN)) == undisturbed
+
+
+def test_a_service_that_is_stopped_or_killed_goes_on_where_it_was(service, undisturbed):
+    if service.database.engine.dialect.name != "sqlite":
+        pytest.skip("processes are what this is about; one database shows it")
+    run_id = start_and_get_going(service)
+    children = service.children()
+    assert service.stop() == 0
+    assert not any(is_alive(pid) for pid in children)
+    service.start()
+    wait_until(lambda: service.worker_of(run_id))
+    assert service.crashes_of(run_id) == 0
+    children = service.children()
+    assert len(children) == 3
+    service.stop(signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in children), 10)
+    service.start()
+    assert service.parameters_of(run_id) == undisturbed
