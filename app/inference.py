@@ -204,9 +204,10 @@ class ActMiddleware:
         name = match["policy"] or f"{match['model']}/{int(match['version'])}"
         body = await _body(scope["headers"], receive)
         policy = self.bank.hot(name) or await self.bank.load(name)
-        # A long body is read and answered beside the event loop, so that it delays nobody.
-        answer = self._answer(name, policy, body) if len(body) <= _INLINE_BYTES else None
-        content = answer or await run_in_threadpool(self._answer, name, policy, body)
+        if len(body) <= _INLINE_BYTES:
+            content = self._answer(name, policy, body)
+        else:  # beside the event loop, so that it delays nobody
+            content = await run_in_threadpool(self._answer, name, policy, body)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})

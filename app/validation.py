@@ -51,7 +51,10 @@ def pointer_to(*parts: str | int) -> str:
 def field_errors(error: RequestValidationError) -> list[FieldError]:
     """One entry for each member of the body, or parameter of the URL, that is at fault."""
     found: dict[FieldError, None] = {}
-    for item in error.errors()[:MAX_ERRORS]:
+    items = error.errors()[:MAX_ERRORS]
+    for item in items:
+        if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
+            continue  # pydantic counts the items that are valid, and one that is not is named already
         place, *path = item["loc"]
         document = error.body if place == "body" else {str(path[0]): None} if path else None
         located = _locate(document, path)
@@ -88,11 +91,19 @@ def _sentence(item: dict[str, Any]) -> str:
             return "must be an object"
         case "string_pattern_mismatch":
             return f"must match {item['ctx']['pattern']}"
+        case "too_short":
+            return f"must hold at least {item['ctx']['min_length']}, not {item['ctx']['actual_length']}"
+        case "too_long":
+            return f"must hold at most {item['ctx']['max_length']}"
         case "value_error":
             error = item["ctx"]["error"]
             return error.detail if isinstance(error, InvalidValue) else str(error)
     message: str = item["msg"]
     return message.replace("Input should be", "must be", 1).replace("Input should have", "must have", 1)
+
+
+def _inside(place: Sequence[object], outer: Sequence[object]) -> bool:
+    return len(place) > len(outer) and tuple(place[: len(outer)]) == tuple(outer)
 
 
 def _locate(document: object, path: Sequence[str | int]) -> list[str | int]:

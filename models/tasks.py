@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from models.environments import ENVIRONMENTS, Environment
@@ -211,6 +212,8 @@ def _reward_functions(
 
 def _disagreement(name: str, model: Environment, other_name: str, other: Environment) -> str:
     def place(each: Environment) -> str:
-        return f"{each.id} (observations {each.observation_space}, actions {each.action_space})"
+        actions = f"{each.action_space.n} actions" if isinstance(each.action_space, Discrete) else "actions of "
+        vector = "" if each.action_size is None else f"{each.action_size} numbers"
+        return f"{each.id} (observations of {each.observation_size} numbers, {actions}{vector})"
 
     return f"all tasks must run in one environment: {name} in {place(model)}, but {other_name} in {place(other)}"

@@ -56,7 +56,8 @@ def register_tasks(
 ) -> list[tuple[tables.Task, bool]]:
     """Register all of them or none; for each the row, and whether it is new.
 
-    A task whose definition stands is the one that stands, under whatever name; so is one that comes twice.
+    A task whose definition stands is the one that stands, under whatever name; so is one that comes twice. A name that
+    stands with another definition is a conflict all the same.
 
     Args:
         session: A writing one.
@@ -74,23 +75,23 @@ def register_tasks(
     standing = {row.digest: row for row in _standing(session, tables.Task.digest, digests)}
     wanted = {r.name for r in registrations if r.name is not None}
     defaults = {f"task-{digest[:12]}" for digest in digests}
-    taken = {row.name for row in _standing(session, tables.Task.name, wanted | defaults)}
+    taken = {row.name: row.digest for row in _standing(session, tables.Task.name, wanted | defaults)}
     created: list[tables.Task] = []
     conflicts: list[FieldError] = []
     results: list[tuple[tables.Task, bool]] = []
     for index, (registration, digest) in enumerate(zip(registrations, digests, strict=True)):
+        name = registration.name or f"task-{digest[:12]}"
+        if registration.name is None and taken.get(name, digest) != digest:
+            name = f"task-{digest}"
+        if taken.get(name, digest) != digest:
+            conflicts.append(FieldError(f"{pointer(index)}/name", f"{name!r} is another task"))
+            continue
         if (row := standing.get(digest)) is not None:
             results.append((row, False))
             continue
-        name = registration.name or f"task-{digest[:12]}"
-        if name in taken and registration.name is None:
-            name = f"task-{digest}"
-        if name in taken:
-            conflicts.append(FieldError(f"{pointer(index)}/name", f"{name!r} is another task"))
-            continue
         row = _row(registration, digest, name)
         standing[digest] = row
-        taken.add(name)
+        taken[name] = digest
         created.append(row)
         results.append((row, True))
     if conflicts:

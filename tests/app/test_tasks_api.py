@@ -406,3 +406,15 @@ def test_the_database_itself_refuses_two_standing_tasks_of_one_digest(client, da
     client.delete(f"/v1/tasks/{task['id']}")
     with database.transaction() as session:
         session.execute(text(copy))
+
+
+def test_a_name_that_stands_with_another_definition_is_a_conflict_even_where_the_definition_stands(client) -> None:
+    for name, length in (("a", 0.5), ("b", 0.6)):
+        body = {"environment": "CartPole-v1", "name": name, "parameters": {"length": length}}
+        assert client.post("/v1/tasks", json=body).status_code == 201
+    body = {"environment": "CartPole-v1", "name": "b", "parameters": {"length": 0.5}}
+    answer = client.post("/v1/tasks", json=body)
+    assert answer.status_code == 409
+    assert answer.json()["errors"][0]["pointer"] == "/name"
+    assert client.post("/v1/tasks", json=body | {"name": "a"}).status_code == 200
+    assert client.post("/v1/tasks", json=body | {"name": "c"}).json()["name"] == "a"
