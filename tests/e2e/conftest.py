@@ -116,12 +116,7 @@ class Service:
         return next(file["sha256"] for file in version["files"] if file["name"] == "parameters.safetensors")
 
 
-def _database(name):
-    # Where tests are spread over processes, those of one service stay together.
-    return pytest.param(name, marks=pytest.mark.xdist_group(f"e2e-{name}"))
-
-
-@pytest.fixture(scope="module", params=[_database("sqlite"), _database("postgresql")])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def service(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     url = f"sqlite:///{folder / 'headstart.db'}"

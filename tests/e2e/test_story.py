@@ -1,0 +1,168 @@
+"""From tasks to actions through a running service, with the client and its command as a user has them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from headstart_client import AdaptationFailed, Client, InvalidRequest, NotFound, PreconditionFailed, RunFailed
+
+HEADSTART = str(Path(sys.executable).with_name("headstart"))
+SMALL = {
+    "learner": {"name": "maml", "tasks_per_iteration": 3, "episodes_per_task": 4, "inner_learning_rate": 1.0},
+    "policy": {"hidden": [8]},
+    "stop": {"iterations": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    key = service.settings.admin_key_file.read_text().strip()
+    with Client(str(service.http.base_url), key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def version(client):
+    run = client.runs.create(
+        "story",
+        tasks={"family": "cartpole-reversed"},
+        evaluation={"split": "test", "tasks": 2, "every_iterations": 2},
+        **SMALL,
+    ).wait()
+    return client.versions.get(f"story/{run.version}")
+
+
+def test_a_run_leaves_its_metrics_and_a_version_with_its_lineage(client, version):
+    lineage = client.versions.lineage(version)
+    run = client.runs.get(lineage.run)
+    assert (run.state, run.stopped_by, run.progress.fraction) == ("succeeded", "iterations", 1.0)
+    metrics = list(client.runs.metrics(run))
+    assert [m.iteration for m in metrics] == [1, 2, 3]
+    assert all({"return_before", "return_after"} <= set(m.values) for m in metrics)
+    assert "held_out_return_after" in metrics[1].values
+    assert lineage.learner["inner_learning_rate"] == 1.0
+    assert lineage.code_version == version.manifest["code_version"]
+    events = list(client.runs.events(run))
+    assert [e.kind for e in events].count("metrics") == 3
+    assert events[-1].data["state"] == "succeeded"
+
+
+def test_registered_tasks_can_be_trained_on(client):
+    tasks = client.families.sample("cartpole-reversed", 3, seed=9)
+    run = client.runs.create("registered", tasks=tasks, **SMALL).wait()
+    assert client.versions.lineage(f"registered/{run.version}").tasks["ids"] == [task.id for task in tasks]
+
+
+def test_equal_runs_end_in_equal_parameters(client):
+    digests = set()
+    for _ in range(2):
+        run = client.runs.create("twin", tasks={"family": "cartpole-reversed"}, seed=4, **SMALL).wait()
+        files = client.versions.get(f"twin/{run.version}").files
+        digests |= {file.sha256 for file in files if file.name == "parameters.safetensors"}
+    assert len(digests) == 1
+
+
+def test_a_task_never_seen_gets_a_policy_that_acts(client, version, tmp_path):
+    client.aliases.set("story", "champion", version)
+    task = client.families.sample("cartpole-reversed", 1, seed=3, split="test")[0]
+    adaptation = client.adapt("story@champion", task, steps=2, episodes=4)
+    assert adaptation.state == "succeeded"
+    assert (adaptation.model, adaptation.version) == ("story", version.version)
+    assert [point.episodes for point in adaptation.curve] == [0, 4, 8]
+    assert adaptation.curve[0].mean_return == adaptation.before.mean_return
+    assert adaptation.curve[-1].mean_return == adaptation.after.mean_return
+    observations = np.random.default_rng(0).normal(size=(5, 4))
+    action = client.act(adaptation, observations)
+    assert action.actions.shape == (5,)
+    assert set(action.actions.tolist()) <= {0, 1}
+    again = [client.act(adaptation, observations, deterministic=False, seed=1).actions.tolist() for _ in range(2)]
+    assert again[0] == again[1]
+    assert client.act(version, observations).actions.shape == (5,)
+    path = client.policies.download(adaptation.policy, tmp_path / "policy.safetensors")
+    assert path.stat().st_size > 0
+    client.policies.delete(adaptation.policy)
+    with pytest.raises(NotFound):
+        client.policies.get(adaptation.policy)
+
+
+@pytest.mark.usefixtures("version")
+def test_the_same_adaptation_with_the_same_seed_is_the_same_policy(client):
+    task = {"environment": "CartPole-v1", "parameters": {"force_mag": -10.0}, "horizon": 50}
+    values = [
+        client.act(client.adapt("story", task, steps=1, episodes=4, seed=6), [0.1, 0.0, 0.0, 0.0]).values[0]
+        for _ in range(2)
+    ]
+    assert values[0] == values[1]
+
+
+def test_a_policy_can_be_adapted_from_scratch(client):
+    adaptation = client.adapt(None, {"environment": "Navigation2D-v0"}, policy={"hidden": [8]}, steps=1, episodes=4)
+    action = client.act(adaptation, [0.0, 0.0])
+    assert action.actions.shape == (1, 2)
+    assert np.abs(action.actions).max() <= 0.1
+
+
+def test_a_reward_that_turns_nan_fails_the_run_and_the_adaptation_with_the_reason(client):
+    task = client.tasks.create("CartPole-v1", name="nan", reward="sqrt(0.5 - abs(observation[1]))")
+    with pytest.raises(RunFailed, match=r"NaN.*sqrt"):
+        client.runs.create("nan", tasks=[task], **SMALL | {"stop": {"iterations": 50}}).wait()
+    with pytest.raises(NotFound):
+        client.models.get("nan")
+    with pytest.raises(AdaptationFailed, match=r"NaN.*sqrt"):
+        client.adapt(None, task, steps=3, episodes=20)
+
+
+@pytest.mark.usefixtures("version")
+def test_a_task_of_other_spaces_than_the_models_is_refused(client):
+    with pytest.raises(InvalidRequest, match="MountainCar-v0"):
+        client.adapt("story", {"environment": "MountainCar-v0"})
+
+
+def test_versions_are_promoted_rolled_back_and_fetched(client, version, tmp_path):
+    second = client.runs.create("story", tasks={"family": "cartpole-reversed"}, seed=1, **SMALL).wait().version
+    first = client.aliases.set("story", "production", version)
+    moved = client.aliases.set("story", "production", second, if_match=first.etag)
+    with pytest.raises(PreconditionFailed):
+        client.aliases.set("story", "production", version, if_match=first.etag)
+    assert moved.version == second
+    assert client.aliases.rollback("story", "production").version == version.version
+    history = [(event.action, event.version) for event in client.aliases.history("story", "production")]
+    assert history == [("rollback", version.version), ("set", second), ("set", version.version)]
+    files = client.versions.download("story@production", tmp_path)
+    assert {file.name for file in files} == {"manifest.json", "parameters.safetensors"}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["environment"] == "CartPole-v1"
+
+
+def headstart(service, *arguments):
+    environ = service.environ | {"HEADSTART_URL": str(service.http.base_url)}
+    return subprocess.run([HEADSTART, *arguments], env=environ, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_line_tells_the_same_story(service, tmp_path):
+    sampled = headstart(service, "families", "sample", "cartpole-physics", "--count", "2", "--json")
+    assert sampled.returncode == 0, sampled.stderr
+    name = json.loads(sampled.stdout)["tasks"][0]["name"]
+    body = {"model": "shell", "tasks": {"family": "cartpole-physics"}} | SMALL
+    (tmp_path / "run.json").write_text(json.dumps(body))
+    started = headstart(service, "runs", "start", str(tmp_path / "run.json"), "--watch", "--json")
+    assert started.returncode == 0, started.stderr
+    assert json.loads(started.stdout)["state"] == "succeeded"
+    assert headstart(service, "models", "alias", "set", "shell", "champion", "1").returncode == 0
+    adapted = headstart(service, "adapt", "shell@champion", "--task", name, "--episodes", "4", "--json")
+    assert adapted.returncode == 0, adapted.stderr
+    policy = json.loads(adapted.stdout)["policy"]
+    acted = headstart(service, "act", policy, "--observation", "0.1,0,0.2,0", "--json")
+    assert json.loads(acted.stdout)["actions"][0] in (0, 1)
+    fetched = headstart(service, "models", "fetch", "shell@champion", "--out", str(tmp_path / "shell"))
+    assert fetched.returncode == 0
+    assert (tmp_path / "shell" / "parameters.safetensors").exists()
+
+
+def test_the_command_line_says_by_its_exit_code_what_went_wrong(service):
+    assert headstart(service, "tasks", "get", "nobody").returncode == 1
+    assert headstart(service, "tasks", "gett", "nobody").returncode == 2
+    assert headstart(service, "--url", "http://127.0.0.1:9", "tasks", "list").returncode == 3
