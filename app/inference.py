@@ -11,18 +11,18 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app.auth import Principal
 from app.bodies import parse_json
 from app.database import Database
-from app.errors import BadRequest, Corrupt, Forbidden, Invalid, UnsupportedMediaType
+from app.errors import BadRequest, Corrupt, Forbidden, Invalid, NotFound, UnsupportedMediaType
 from app.policies import service as policies
 from app.registry import service as registry
 from app.store import ArtefactStore
@@ -50,12 +50,16 @@ _INLINE_BYTES = 32 * 1024
 _PATH = re.compile(r"/v1/(?:policies/(?P<policy>[^/]+)|models/(?P<model>[^/]+)/versions/(?P<version>[0-9]{1,9})):act")
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+_Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+
+
 class ActRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Observations to act on."""
 
-    observations: list[list[float]]
+    observations: Annotated[list[list[_Number]], msgspec.Meta(min_length=1, max_length=MAX_OBSERVATIONS)]
     deterministic: bool = True
-    seed: int | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 class ActResponse(msgspec.Struct):
@@ -124,12 +128,16 @@ class PolicyBank:
                 self._hot.pop(name, None)
 
     def act(self, name: str, policy: NumpyPolicy, request: ActRequest) -> ActResponse:
-        """One action for each observation.
+        """One action for each observation; the reader of the request has seen that they are finite.
 
         Raises:
-            Invalid: If the observations are not what the policy was trained on, or not finite.
+            Invalid: If an observation is not of the size that the policy was trained on.
         """
-        observations = _checked(request.observations, policy.observation_size)
+        for index, row in enumerate(request.observations):
+            if len(row) != policy.observation_size:
+                detail = f"must hold {policy.observation_size} numbers, not {len(row)}"
+                raise Invalid(pointer_to("observations", index), detail)
+        observations = np.array(request.observations, np.float32)
         generator = None
         if not request.deterministic:
             generator = self._generator if request.seed is None else np.random.default_rng(request.seed)
@@ -166,38 +174,24 @@ class PolicyBank:
         return _Hot(NumpyPolicy(artefact.policy, numpy_params(artefact.params)), float("inf"))
 
 
-def _checked(rows: list[list[float]], size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    if not 1 <= len(rows) <= MAX_OBSERVATIONS:
-        raise Invalid("/observations", f"must hold 1 to {MAX_OBSERVATIONS} observations, not {len(rows)}")
-    for index, row in enumerate(rows):
-        if len(row) != size:
-            raise Invalid(pointer_to("observations", index), f"must hold {size} numbers, not {len(row)}")
-    with np.errstate(over="ignore"):
-        observations = np.array(rows, np.float32)
-    finite = np.isfinite(observations)
-    if not finite.all():
-        place = [int(i) for i in np.argwhere(~finite)[0]]
-        raise Invalid(pointer_to("observations", *place), "must be a finite 32-bit number")
-    return observations
+def is_act(scope: Scope) -> bool:
+    """Whether a connection is for :class:`Act`."""
+    return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(":act"))
 
 
-class ActMiddleware:
-    """Answers `POST ...:act` itself and passes everything else on; the caller is known by then."""
+class Act:
+    """Answers `POST ...:act`, an ASGI application of its own; the caller is known by then."""
 
-    def __init__(self, app: ASGIApp, bank: PolicyBank) -> None:
-        self.app = app
+    def __init__(self, bank: PolicyBank) -> None:
         self.bank = bank
         self._decoder = msgspec.json.Decoder(ActRequest)
         self._encoder = msgspec.json.Encoder()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        match = None
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(":act"):
-            match = _PATH.fullmatch(scope["path"])
+        match = _PATH.fullmatch(scope["path"])
         if match is None:
-            await self.app(scope, receive, send)
-            return
+            raise NotFound("there is no such path")
         principal: Principal = scope["headstart.principal"]
         if not principal.may("policies:act"):
             raise Forbidden("the key needs the scope policies:act")
@@ -217,14 +211,11 @@ class ActMiddleware:
 
     def _read(self, body: bytes) -> ActRequest:
         try:
-            request = self._decoder.decode(body)
+            return self._decoder.decode(body)
         except msgspec.MsgspecError as error:
             # The quick reader says little of what is wrong; the careful one names the place.
             parse_json(body)
             raise _invalid(str(error)) from error
-        if request.seed is not None and not 0 <= request.seed < 2**63:
-            raise Invalid("/seed", "must be a whole number from 0 to 2^63 - 1")
-        return request
 
 
 async def _body(headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> bytes:

@@ -13,6 +13,7 @@ import anyio
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
@@ -20,7 +21,7 @@ from app.bodies import BodyLimitMiddleware
 from app.database import Database
 from app.dependencies import RequestDatabase
 from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
-from app.inference import ActMiddleware, PolicyBank, describe
+from app.inference import Act, PolicyBank, describe, is_act
 from app.keys.routes import router as keys_router
 from app.policies.routes import router as policies_router
 from app.preparation import prepare
@@ -97,6 +98,19 @@ def is_ready(database: RequestDatabase) -> dict[str, bool]:
     return {"ready": True}
 
 
+class Application(FastAPI):
+    """The framework's application, except that `:act` is answered without the framework's layers."""
+
+    acting: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if is_act(scope):
+            await self.acting(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings; it opens nothing before it is started."""
     database = Database(settings.database_url)
@@ -123,7 +137,7 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.gather(*chores)
             await run_in_threadpool(database.close)
 
-    app = FastAPI(
+    app = Application(
         title="Headstart",
         version=version("headstart"),
         description="Register tasks, meta-train, version, adapt, act.",
@@ -144,10 +158,11 @@ def create_app(settings: Settings) -> FastAPI:
     openapi = app.openapi
     app.openapi = lambda: _with_problems(describe(openapi()))  # type: ignore[method-assign]
     # The last one added is the outermost.
-    app.add_middleware(ActMiddleware, bank=bank)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
+    limited = BodyLimitMiddleware(Act(bank), settings.max_body_bytes)
+    app.acting = ProblemMiddleware(AuthenticationMiddleware(limited, keys))
     return app
 
 

@@ -102,8 +102,9 @@ class NumpyPolicy:
 
 
 def _categorical(logits: Array, generator: np.random.Generator | None) -> tuple[NDArray[np.int64], Array]:
-    scores = logits if generator is None else logits + generator.gumbel(size=logits.shape)
-    action = scores.argmax(1)
-    top = logits.max(1, keepdims=True)
-    log_normaliser = top[:, 0] + np.log(np.exp(logits - top).sum(1))
-    return action, logits[np.arange(len(action)), action] - log_normaliser
+    relative = logits - logits.max(1, keepdims=True)
+    log_normaliser = np.log(np.exp(relative).sum(1))
+    if generator is None:
+        return logits.argmax(1), -log_normaliser
+    action = (logits + generator.gumbel(size=logits.shape)).argmax(1)
+    return action, relative[np.arange(len(action)), action] - log_normaliser

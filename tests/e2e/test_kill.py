@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from conftest import is_alive, wait_until
+from live_service import is_alive, wait_until
 
 RUN = {
     "model": "nav",
