@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from models import random
-from models.activations import ACTIVATIONS
+from models.layers import LAYERS
 from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -70,8 +70,8 @@ class Policy:
                 raise InvalidValue("/policy/action_scaling", "needs an action space with finite bounds; use 'clip'")
         else:
             self.action_size = int(action_space.n)
-        self._activation = ACTIVATIONS[config.activation]
-        self._layers = len(config.hidden)
+        self._layer = LAYERS[config.activation]
+        self._depth = len(config.hidden)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of one policy."""
@@ -141,9 +141,8 @@ class Policy:
         if self.config.normalise_observations:
             scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
             x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
-        for i in range(self._layers):
-            x = torch.baddbmm(params[f"trunk.{i}.bias"].unsqueeze(1), x, params[f"trunk.{i}.weight"])
-            x = self._activation(x)
+        for i in range(self._depth):
+            x = self._layer(x, params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"])
         return x
 
     def head(self, params: Params, features: Tensor) -> Tensor:

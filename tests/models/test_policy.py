@@ -8,8 +8,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from models import random
-from models.activations import ACTIVATIONS
 from models.checkpoint import numpy_params
+from models.layers import LAYERS
 from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
 from models.types import InvalidValue, Params, stack_params
@@ -100,7 +100,7 @@ def test_running_statistics_equal_those_of_all_observations_together() -> None:
 
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("scaling", ["scale", "clip"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", LAYERS)
 @pytest.mark.parametrize("space", SPACES)
 def test_the_numpy_runtime_answers_as_torch_does(space: str, activation: str, scaling: str, normalise: bool) -> None:
     config = PolicyConfig((8, 6), activation, scaling, normalise_observations=normalise)  # type: ignore[arg-type]
@@ -134,10 +134,3 @@ def test_the_numpy_runtime_samples_from_the_policys_distribution(space: str) -> 
         assert inside, "the second dimension is not clipped, so that its moments can be compared"
         assert action[:, 1].mean() == pytest.approx(float(head[0, 0, 1]), abs=5 * math.exp(-3) / 141)
         assert action[:, 1].std() == pytest.approx(math.exp(-3), rel=0.05)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_first_and_second_derivatives_of_activations_equal_finite_differences(activation: str) -> None:
-    x = torch.linspace(-2.1, 2.2, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(ACTIVATIONS[activation], x)
-    assert torch.autograd.gradgradcheck(ACTIVATIONS[activation], x)
