@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -128,6 +129,8 @@ def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -
     # When it has ended in order it raises the signal again, for whoever handled it before: nobody, not the default.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # What was made so far stays; the collector need not look at it again.
+    gc.freeze()
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

@@ -7,6 +7,7 @@ anything else: no transaction, no file is cut short.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -29,7 +30,7 @@ from app.tables import Adaptation, Run
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 1.0
 """Time between two heartbeats at most: a cancellation is noticed within it."""
 
 SWEEP_S = 3600.0
@@ -207,6 +208,8 @@ def run_worker(settings: Settings, slot: str) -> None:
     worker = Worker(settings, slot, interrupter)
     try:
         worker.prepare()
+        # What the libraries made when they were imported stays; the collector need not look at it again.
+        gc.freeze()
         worker.run()
     finally:
         worker.close()

@@ -38,7 +38,7 @@ from models.training import Progress, Training, TrainingState, train
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 0.5
+FLUSH_S = 0.6
 """Time between two transactions with progress and metrics at least, while iterations are quicker."""
 
 KEPT_CHECKPOINTS = 2
