@@ -16,7 +16,10 @@ from models.tasks import TaskBatch
 from models.types import InvalidValue, Params, all_finite, stack_params
 
 MAX_STEPS_PER_TASK = 1_000_000
-"""Episodes times horizon of one rollout of one task: what a worker's memory surely holds."""
+"""Episodes times horizon of one rollout of one task."""
+
+MAX_ACTIVATIONS_PER_TASK = 200_000_000
+"""The same times the policy's hidden units: a gradient holds several copies of so many numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,21 @@ class AdaptationDiverged(ArithmeticError):
     """Adapting gave parameters that are not finite."""
 
 
-def require_memory(episodes: int, horizon: int, pointer: str) -> None:
-    """Refuse a rollout that would not fit in memory.
+def require_memory(episodes: int, horizon: int, pointer: str, units: int = 1) -> None:
+    """Refuse a rollout of one task that would not fit in memory.
+
+    Args:
+        episodes: Of the task.
+        horizon: Steps of the longest.
+        pointer: Where the number of episodes was given.
+        units: Hidden units of the policy, all layers together.
 
     Raises:
-        InvalidValue: At ``pointer``, if episodes x horizon is above :data:`MAX_STEPS_PER_TASK`.
+        InvalidValue: At ``pointer``, if the steps are above :data:`MAX_STEPS_PER_TASK`, or steps times units above
+            :data:`MAX_ACTIVATIONS_PER_TASK`.
     """
-    if episodes * horizon > MAX_STEPS_PER_TASK:
-        limit = MAX_STEPS_PER_TASK // horizon
+    limit = min(MAX_STEPS_PER_TASK, MAX_ACTIVATIONS_PER_TASK // units) // horizon
+    if episodes > limit:
         raise InvalidValue(pointer, f"{episodes} episodes of {horizon} steps are too many; at most {limit} fit")
 
 
@@ -97,7 +107,7 @@ def adapt(learner: MAML, params: Params, tasks: TaskBatch, method: InnerLoop, se
         NonFiniteReward: If a task's reward became so.
     """
     horizon = int(tasks.horizon.max())
-    require_memory(method.episodes, horizon, "/method/episodes")
+    require_memory(method.episodes, horizon, "/method/episodes", sum(learner.policy.config.hidden))
     require_memory(method.evaluation_episodes, horizon, "/method/evaluation_episodes")
     keys = random.fold_in(random.key(seed, "adapt"), torch.arange(len(tasks)))
     adapted = stack_params(params, len(tasks))

@@ -166,7 +166,7 @@ class Training:
         """Draw one iteration's tasks and see that they fit together and in memory."""
         batch = TaskBatch.of(self.tasks.draw(self.seed, 0, self.learner.tasks_per_iteration))
         horizon, episodes = int(batch.horizon.max()), self.learner.episodes_per_task
-        require_memory(episodes, horizon, "/learner/episodes_per_task")
+        require_memory(episodes, horizon, "/learner/episodes_per_task", sum(self.policy.hidden))
         if len(batch) * episodes * horizon > MAX_STEPS_PER_ROLLOUT:
             raise InvalidValue(
                 "/learner/tasks_per_iteration",

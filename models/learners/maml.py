@@ -22,6 +22,9 @@ from models.types import Params, Rollout, all_finite, stack_params
 
 Metrics = dict[str, float]
 
+_GRAPH_ACTIVATIONS = 100_000_000
+"""Steps times hidden units up to which the graphs of all tasks are kept from adapting to the first meta-gradient."""
+
 _ROWS_AT_ONCE = 4_000
 """Steps whose gradient is taken together: few enough that their activations stay in the processor's cache."""
 
@@ -154,20 +157,27 @@ class MAML:
             NonFiniteReward: If a task's reward did.
         """
         support, rollouts = [], []
-        # Sampling needs the adapted policies, and the first meta-gradient the way they came about: one graph for both.
+        # Sampling needs the adapted policies, and the first meta-gradient the way they came about: one graph for both,
+        # where it fits in memory.
+        steps = len(tasks) * self.config.episodes_per_task * int(tasks.horizon.max())
+        keep = steps * sum(self.policy.config.hidden) <= _GRAPH_ACTIVATIONS
         parts = [self._start(state.params, rows) for rows in self._parts(tasks)]
         for step in range(self.config.inner_steps):
             policies = _gather(parts)
             rollouts.append(self._collect(policies, tasks, random.fold_in(keys, step)))
             support.append(self.experience(policies, tasks, rollouts[-1]))
             for part in parts:
-                part.adapted = self._descend(part.adapted, support[-1].select(part.rows), not self.config.first_order)
+                second_order = keep and not self.config.first_order
+                part.adapted = self._descend(part.adapted, support[-1].select(part.rows), second_order)
+                if not keep:
+                    part.adapted = {name: value.detach() for name, value in part.adapted.items()}
         policies = _gather(parts)
         query_rollout = self._collect(policies, tasks, random.fold_in(keys, self.config.inner_steps))
         query = self.experience(policies, tasks, query_rollout)
         params, adam_state = state.params, state.optimiser
         for epoch in range(self.config.outer_epochs):
-            gradient = self._gradient(parts, query) if epoch == 0 else self.meta_gradient(params, support, query)
+            kept = keep and epoch == 0
+            gradient = self._gradient(parts, query) if kept else self.meta_gradient(params, support, query)
             norm = optimiser.global_norm(gradient)
             if self.config.max_gradient_norm is not None:
                 gradient = optimiser.clip_norm(gradient, norm, self.config.max_gradient_norm)

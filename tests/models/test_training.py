@@ -9,7 +9,7 @@ import torch
 from models.adaptation import InnerLoop, adapt
 from models.checkpoint import load_state, save_state
 from models.families import PRESETS
-from models.learners import LEARNERS, MAMLConfig
+from models.learners import LEARNERS, MAMLConfig, maml
 from models.learners.maml import Diverged, LearnerState
 from models.policy import PolicyConfig
 from models.rollout import NonFiniteReward
@@ -136,6 +136,23 @@ def test_a_rollout_that_would_not_fit_in_memory_is_refused() -> None:
     tasks = FixedTasks((define_task("CartPole-v1", horizon=100_000),))
     with pytest.raises(InvalidValue, match="too many"):
         training(tasks=tasks, learner=dataclasses.replace(SMALL, episodes_per_task=1000))
+
+
+def test_a_policy_too_large_for_its_rollouts_is_refused() -> None:
+    tasks = FixedTasks((define_task("CartPole-v1", horizon=100_000),))
+    with pytest.raises(InvalidValue, match="at most 4 fit") as caught:
+        training(
+            tasks=tasks, learner=dataclasses.replace(SMALL, episodes_per_task=5), policy=PolicyConfig(hidden=(500,))
+        )
+    assert caught.value.pointer == "/learner/episodes_per_task"
+
+
+def test_training_is_the_same_whether_graphs_are_kept_or_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list(train(training()))[-1].state
+    monkeypatch.setattr(maml, "_GRAPH_ACTIVATIONS", 0)
+    again = list(train(training()))[-1].state
+    for name, value in kept.learner.params.items():
+        torch.testing.assert_close(value, again.learner.params[name])
 
 
 def test_a_diverged_step_is_an_error_and_leaves_the_state_before_it_good() -> None:
