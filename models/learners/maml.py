@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 _GRAPH_ACTIVATIONS = 100_000_000
 """Steps times hidden units up to which the graphs of all tasks are kept from adapting to the first meta-gradient."""
 
-_ROWS_AT_ONCE = 4_000
+_ROWS_AT_ONCE = 8_000
 """Steps whose gradient is taken together: few enough that their activations stay in the processor's cache."""
 
 
