@@ -32,17 +32,18 @@ def create_adaptation(session: Session, by: Principal, request: NewAdaptation) -
         InvalidValue: If an inline task is not valid, or the method's episodes do not fit in memory.
     """
     task, task_id = _task(session, request.task)
-    require_memory(request.method.episodes, task.horizon, "/method/episodes")
-    require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
-    version = None
+    version, hidden = None, (request.policy or PolicyConfig()).hidden
     if request.model is not None:
         if request.policy is not None:
             raise Invalid("/policy", "goes with no model: a version has an architecture already")
         version = resolve(session, request.model)
         _require_same_spaces(version, task)
+        hidden = version.manifest["policy"]["hidden"]
     else:
         environment = ENVIRONMENTS[task.environment]
         Policy(request.policy or PolicyConfig(), environment.observation_space, environment.action_space)
+    require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(hidden))
+    require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
     adaptation = tables.Adaptation(
         id=new_id(),
         request=request.model_dump(mode="json"),

@@ -172,7 +172,7 @@ def _held_out(request: NewRun, family: TaskFamily) -> HeldOut:
     evaluation, learner = request.evaluation, request.learner
     assert evaluation is not None
     episodes = evaluation.episodes or learner.episodes_per_task
-    require_memory(episodes, family.horizon, "/evaluation/episodes")
+    require_memory(episodes, family.horizon, "/evaluation/episodes", sum(request.policy.hidden))
     if evaluation.tasks * episodes * family.horizon > MAX_STEPS_PER_ROLLOUT:
         size = f"{evaluation.tasks} tasks x {episodes} episodes x {family.horizon} steps"
         raise Invalid("/evaluation/tasks", f"{size} is over {MAX_STEPS_PER_ROLLOUT:,} steps")

@@ -233,3 +233,14 @@ def test_adaptations_are_listed_newest_first(client):
     ids = [adapt_to(client, {"Prefer": "wait=0"}).json()["id"] for _ in range(3)]
     assert [row["id"] for row in client.get("/v1/adaptations").json()["adaptations"]] == ids[::-1]
     assert client.get("/v1/adaptations/nothing").status_code == 404
+
+
+def test_episodes_that_would_not_fit_in_memory_with_the_policys_size_are_refused(client):
+    task = {"environment": "CartPole-v1", "horizon": 100_000}
+    method = {"name": "inner-loop", "episodes": 5, "evaluation_episodes": 1}
+    body = {"model": None, "task": task, "policy": {"hidden": [500]}, "method": method}
+    answer = client.post("/v1/adaptations", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [
+        {"pointer": "/method/episodes", "detail": "5 episodes of 100000 steps are too many; at most 4 fit"}
+    ]
