@@ -22,6 +22,9 @@ from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
 
+LOG_STD_RANGE = (-10.0, 3.0)
+"""Least and greatest log of a standard deviation, in policy units; one that a state decides is clamped to it."""
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -40,9 +43,17 @@ class PolicyConfig:
     initial_log_std: Annotated[float, Ge(-10), Le(3)] = 0.0
     """Continuous actions only: log of the standard deviation of every action at first, in policy units."""
 
+    log_std: Literal["free", "state"] = "free"
+    """Continuous actions only. `free`: a tensor of its own, the same in every state. `state`: further outputs of the
+    policy head, clamped to [-10, 3]."""
+
     normalise_observations: bool = False
     """Centre and scale observations by their running mean and standard deviation over training; the statistics are
     part of the policy and no longer move once a version is made."""
+
+    context_size: Annotated[int, Ge(0), Le(1024)] = 0
+    """Inputs that are parameters, zero at first, beside every observation (CAVIA, Zintgraf et al. 2019, section 3.1);
+    0 for none."""
 
 
 @final
@@ -54,6 +65,8 @@ class Policy:
         observation_size: O.
         discrete: Whether actions are ids 0..A-1; otherwise they are vectors of A numbers.
         action_size: A.
+        head_size: Outputs of the policy head: A logits or A means, then A logs of standard deviations where the
+            config's `log_std` is "state".
     """
 
     def __init__(self, config: PolicyConfig, observation_space: Box, action_space: Box | Discrete[Any]) -> None:
@@ -70,6 +83,9 @@ class Policy:
                 raise InvalidValue("/policy/action_scaling", "needs an action space with finite bounds; use 'clip'")
         else:
             self.action_size = int(action_space.n)
+            if config.log_std == "state":
+                raise InvalidValue("/policy/log_std", "discrete actions have no standard deviation; use 'free'")
+        self.head_size = self.action_size * (2 if config.log_std == "state" else 1)
         self._layer = LAYERS[config.activation]
         self._depth = len(config.hidden)
 
@@ -85,9 +101,12 @@ class Policy:
             }
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             shapes[f"trunk.{i}.weight"], shapes[f"trunk.{i}.bias"] = (fan_in, fan_out), (fan_out,)
-        for head, size in (("policy", self.action_size), ("value", 1)):
+        if self.config.context_size:
+            shapes["context"] = (self.config.context_size,)
+            shapes["trunk.0.context"] = (self.config.context_size, self.config.hidden[0])
+        for head, size in (("policy", self.head_size), ("value", 1)):
             shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (sizes[-1], size), (size,)
-        if not self.discrete:
+        if not self.discrete and self.config.log_std == "free":
             shapes["log_std"] = (self.action_size,)
         return shapes
 
@@ -100,7 +119,7 @@ class Policy:
         """
         params: Params = {}
         for name, shape in self.shapes().items():
-            if name.endswith(".weight"):
+            if len(shape) == 2:
                 limit = math.sqrt(6.0 / (shape[0] + shape[1])) * (0.01 if name == "policy.weight" else 1.0)
                 draw = random.uniform(random.key(seed, "initialise", name), math.prod(shape), torch.float64)
                 params[name] = ((2.0 * draw - 1.0) * limit).reshape(shape).to(dtype)
@@ -109,6 +128,8 @@ class Policy:
             else:
                 one = name == "observation.variance"
                 params[name] = torch.ones(shape, dtype=dtype) if one else torch.zeros(shape, dtype=dtype)
+        if self.config.log_std == "state":
+            params["policy.bias"][self.action_size :] = self.config.initial_log_std
         return params
 
     def trainable(self) -> list[str]:
@@ -141,12 +162,23 @@ class Policy:
         if self.config.normalise_observations:
             scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
             x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
-        for i in range(self._depth):
+        bias = params["trunk.0.bias"]
+        if self.config.context_size:
+            # The same for every row: an input that does not vary is a bias.
+            bias = torch.baddbmm(bias.unsqueeze(1), params["context"].unsqueeze(1), params["trunk.0.context"]).squeeze(
+                1
+            )
+        x = self._layer(x, params["trunk.0.weight"], bias)
+        for i in range(1, self._depth):
             x = self._layer(x, params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"])
         return x
 
     def head(self, params: Params, features: Tensor) -> Tensor:
-        """Logits, or means in policy units, [N, M, A]."""
+        """What decides the action distribution of each state, [N, M, head_size].
+
+        Logits; or means in policy units, followed by logs of standard deviations, not yet clamped, where the state
+        decides those too.
+        """
         return torch.baddbmm(params["policy.bias"].unsqueeze(1), features, params["policy.weight"])
 
     def value(self, params: Params, features: Tensor) -> Tensor:
@@ -156,20 +188,26 @@ class Policy:
     def noise(self, params: Params, keys: Tensor) -> Tensor:
         """What :meth:`choose` needs to sample actions of N policies: [N, ..., A] for keys [N, ...].
 
-        Gumbel noise for discrete actions, else normal noise of the policies' standard deviations.
+        Gumbel noise for discrete actions, else normal noise: of the policies' standard deviations, or standard normal
+        where the state decides those.
         """
         dtype = params["policy.bias"].dtype
         if self.discrete:
             return -torch.log(-torch.log(random.uniform(keys, self.action_size, dtype)))
-        std = params["log_std"].exp().reshape(-1, *[1] * (keys.dim() - 1), self.action_size)
-        return random.normal(keys, self.action_size, dtype) * std
+        noise = random.normal(keys, self.action_size, dtype)
+        if self.config.log_std == "state":
+            return noise
+        return noise * params["log_std"].exp().reshape(-1, *[1] * (keys.dim() - 1), self.action_size)
 
     def choose(self, head: Tensor, noise: Tensor | None) -> Tensor:
-        """An action for each row of ``head`` [N, M, A]: sampled with ``noise``, the most likely one without.
+        """An action for each row of ``head`` [N, M, head_size]: sampled with ``noise``, the most likely one without.
 
         Returns:
             [N, M] int64 for discrete actions (the Gumbel-max trick), else [N, M, A] in policy units.
         """
+        if self.config.log_std == "state":
+            mean, log_std = self._split(head)
+            return mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)
         action = head if noise is None else head + noise
         return action.argmax(-1) if self.discrete else action
 
@@ -177,8 +215,8 @@ class Policy:
         """Log-probability (density) of actions, summed over action dimensions, [N, M]."""
         if self.discrete:
             return head.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        log_std = params["log_std"].unsqueeze(1)
-        z = (action - head) * torch.exp(-log_std)
+        mean, log_std = self._gaussian(params, head)
+        z = (action - mean) * torch.exp(-log_std)
         return -0.5 * (z * z).sum(-1) - (log_std.sum(-1) + 0.5 * _LOG_2PI * self.action_size)
 
     def entropy(self, params: Params, head: Tensor) -> Tensor:
@@ -186,8 +224,38 @@ class Policy:
         if self.discrete:
             log_p = head.log_softmax(-1)
             return -(log_p.exp() * log_p).sum(-1)
-        per_dimension = params["log_std"] + 0.5 * (_LOG_2PI + 1.0)
-        return per_dimension.sum(-1, keepdim=True).expand(head.shape[:-1])
+        per_dimension = self._gaussian(params, head)[1] + 0.5 * (_LOG_2PI + 1.0)
+        return per_dimension.sum(-1).expand(head.shape[:-1])
+
+    def divergence(self, old_params: Params, old_head: Tensor, params: Params, head: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of the action distribution in every state from what it was, in nats, [N, M].
+
+            KL(π_old || π) = Σ_a π_old(a) (log π_old(a) - log π(a)),   discrete;
+            Σ_i log σ_i - log σ_old,i + (σ_old,i² + (μ_old,i - μ_i)²) / 2σ_i² - 1/2,   continuous, in policy units.
+
+        Exact, and can be differentiated any number of times. The old distribution is a constant: gradients flow through
+        ``params`` and ``head`` alone.
+
+        Args:
+            old_params: N policies as they were.
+            old_head: Their heads in the states, [N, M, head_size].
+            params: N policies.
+            head: Their heads in the same states.
+        """
+        if self.discrete:
+            old_log_p = old_head.detach().log_softmax(-1)
+            return (old_log_p.exp() * (old_log_p - head.log_softmax(-1))).sum(-1)
+        old_mean, old_log_std = (each.detach() for each in self._gaussian(old_params, old_head))
+        mean, log_std = self._gaussian(params, head)
+        z, narrowing = (old_mean - mean) * torch.exp(-log_std), old_log_std - log_std
+        return (0.5 * (z * z + torch.expm1(2.0 * narrowing)) - narrowing).sum(-1)
+
+    def _gaussian(self, params: Params, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [N, M, A] and logs of standard deviations, [N, M, A] or [N, 1, A]."""
+        return self._split(head) if self.config.log_std == "state" else (head, params["log_std"].unsqueeze(1))
+
+    def _split(self, head: Tensor) -> tuple[Tensor, Tensor]:
+        return head[..., : self.action_size], head[..., self.action_size :].clamp(*LOG_STD_RANGE)
 
     def to_environment(self, action: Tensor) -> Tensor:
         """The environment's action for a policy's action, of the same shape."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch import Tensor
 
 from models import random
 from models.checkpoint import numpy_params
@@ -40,20 +41,120 @@ def test_many_policies_at_once_answer_as_each_alone(space: str) -> None:
         torch.testing.assert_close(policy.head(together, features)[n], policy.head(stack_params(each[n], 1), alone)[0])
 
 
-def test_log_probabilities_and_entropy_are_those_of_torch_distributions() -> None:
-    for space in SPACES.values():
-        policy = Policy(PolicyConfig(), OBSERVATIONS, space)
-        params = stack_params(some_params(policy), 1)
-        head = policy.head(params, policy.features(params, torch.randn(1, 9, 3)))
-        noise = policy.noise(params, random.fold_in(random.key(0), torch.arange(9)).reshape(1, 9))
-        action = policy.choose(head, noise)
-        if policy.discrete:
-            truth: torch.distributions.Distribution = torch.distributions.Categorical(logits=head)
-        else:
-            normal = torch.distributions.Normal(head, params["log_std"].exp().unsqueeze(1))
-            truth = torch.distributions.Independent(normal, 1)
-        torch.testing.assert_close(policy.log_prob(params, head, action), truth.log_prob(action))
-        torch.testing.assert_close(policy.entropy(params, head), truth.entropy().expand(1, 9))
+# Every kind of action distribution: the action space and where the standard deviation comes from.
+DISTRIBUTIONS = {"categorical": ("discrete", "free"), "gaussian": ("box", "free"), "state gaussian": ("box", "state")}
+distributions = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+
+
+def policy_with(distribution: str) -> Policy:
+    space, log_std = DISTRIBUTIONS[distribution]
+    return Policy(PolicyConfig((5,), log_std=log_std), OBSERVATIONS, SPACES[space])  # type: ignore[arg-type]
+
+
+def torch_distribution(policy: Policy, params: Params, head: Tensor) -> torch.distributions.Distribution:
+    if policy.discrete:
+        return torch.distributions.Categorical(logits=head)
+    if policy.config.log_std == "state":
+        mean, std = head[..., :2], head[..., 2:].clamp(-10, 3).exp()
+    else:
+        mean, std = head, params["log_std"].exp().unsqueeze(1).expand_as(head)
+    return torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
+
+
+@distributions
+def test_log_probabilities_and_entropy_are_those_of_torch_distributions(distribution: str) -> None:
+    policy = policy_with(distribution)
+    params = stack_params(some_params(policy), 1)
+    head = policy.head(params, policy.features(params, torch.randn(1, 9, 3)))
+    noise = policy.noise(params, random.fold_in(random.key(0), torch.arange(9)).reshape(1, 9))
+    action = policy.choose(head, noise)
+    truth = torch_distribution(policy, params, head)
+    torch.testing.assert_close(policy.log_prob(params, head, action), truth.log_prob(action))
+    torch.testing.assert_close(policy.entropy(params, head), truth.entropy().expand(1, 9))
+
+
+def two_heads(policy: Policy) -> tuple[Params, Tensor, Params, Tensor]:
+    """Two policies' parameters and heads, in float64; one state's standard deviation is beyond either clamp."""
+    g = torch.Generator().manual_seed(3)
+    params = [stack_params({k: v.double() for k, v in some_params(policy, i).items()}, 2) for i in range(2)]
+    heads = [torch.randn(2, 4, policy.head_size, generator=g, dtype=torch.float64) for _ in range(2)]
+    heads[0][0, 0, -1], heads[1][1, 1, -1] = 3.5, -11.0
+    return params[0], heads[0], params[1], heads[1]
+
+
+@distributions
+def test_the_divergence_is_that_of_torch_distributions_and_nothing_between_equals(distribution: str) -> None:
+    policy = policy_with(distribution)
+    old_params, old_head, params, head = two_heads(policy)
+    old, new = torch_distribution(policy, old_params, old_head), torch_distribution(policy, params, head)
+    divergence = policy.divergence(old_params, old_head, params, head)
+    assert divergence.shape == (2, 4)
+    torch.testing.assert_close(divergence, torch.distributions.kl_divergence(old, new))
+    assert not policy.divergence(params, head, params, head).any()
+
+
+@distributions
+def test_the_divergence_can_be_differentiated_twice_and_holds_the_old_policy_constant(distribution: str) -> None:
+    policy = policy_with(distribution)
+    old_params, old_head, params, head = two_heads(policy)
+    head[1, 1, -1] = -0.5  # a density so narrow defeats finite differences
+    free = {} if "log_std" not in params else {"log_std": params["log_std"].clone().requires_grad_()}
+
+    def divergence(head: Tensor, *log_std: Tensor) -> Tensor:
+        return policy.divergence(old_params, old_head, params | dict(zip(free, log_std, strict=True)), head)
+
+    inputs = (head.requires_grad_(), *free.values())
+    assert torch.autograd.gradcheck(divergence, inputs)
+    assert torch.autograd.gradgradcheck(divergence, inputs)
+    old_leaves = [old_head.requires_grad_(), *(v.requires_grad_() for k, v in old_params.items() if k == "log_std")]
+    total = policy.divergence(old_params, old_head, params, head).sum()
+    assert torch.autograd.grad(total, old_leaves, allow_unused=True) == (None,) * len(old_leaves)
+
+
+def test_a_state_decides_the_standard_deviation_of_its_actions() -> None:
+    policy = Policy(PolicyConfig((5,), log_std="state", initial_log_std=-1.5), OBSERVATIONS, SPACES["box"])
+    assert policy.shapes()["policy.weight"] == (5, 4)
+    assert "log_std" not in policy.shapes()
+    params = stack_params(policy.initialise(0), 1)
+    head = policy.head(params, policy.features(params, torch.randn(1, 6, 3)))
+    torch.testing.assert_close(head[..., 2:], torch.full((1, 6, 2), -1.5), atol=0.05, rtol=0)
+    head = torch.tensor([[[0.5, 0.0, -2.0, 1.0]]]).expand(1, 40_000, 4)
+    noise = policy.noise(params, random.fold_in(random.key(1), torch.arange(40_000)).unsqueeze(0))
+    action = policy.choose(head, noise)[0]
+    # Five standard errors.
+    torch.testing.assert_close(action.mean(0), torch.tensor([0.5, 0.0]), atol=5 * math.e / 200, rtol=0)
+    torch.testing.assert_close(action.std(0), torch.tensor([-2.0, 1.0]).exp(), atol=0, rtol=5 / 283)
+    assert torch.equal(policy.choose(head, None), head[..., :2])
+
+
+def test_discrete_actions_have_no_standard_deviation_for_a_state_to_decide() -> None:
+    with pytest.raises(InvalidValue, match="discrete actions have no standard deviation") as refused:
+        Policy(PolicyConfig(log_std="state"), OBSERVATIONS, Discrete(4))
+    assert refused.value.pointer == "/policy/log_std"
+
+
+@pytest.mark.parametrize("activation", LAYERS)
+def test_a_context_is_the_same_as_more_observations(activation: str) -> None:
+    config = PolicyConfig((5, 4), activation, context_size=2)  # type: ignore[arg-type]
+    policy = Policy(config, OBSERVATIONS, Discrete(4))
+    params = {k: torch.stack([some_params(policy, seed)[k] for seed in range(3)]) for k in policy.shapes()}
+    x = torch.randn(3, 7, 3)
+    wide = Policy(PolicyConfig((5, 4), activation), Box(-np.inf, np.inf, (5,), np.float32), Discrete(4))  # type: ignore[arg-type]
+    joined = params | {"trunk.0.weight": torch.cat([params["trunk.0.weight"], params["trunk.0.context"]], 1)}
+    observation = torch.cat([x, params["context"].unsqueeze(1).expand(3, 7, 2)], -1)
+    torch.testing.assert_close(policy.features(params, x), wide.features(joined, observation))
+
+
+def test_a_new_context_is_zero_and_learns_in_every_task_apart() -> None:
+    policy = Policy(PolicyConfig((5,), context_size=4), OBSERVATIONS, Discrete(4))
+    params = policy.initialise(0)
+    assert params["context"].tolist() == [0.0] * 4
+    assert {"context", "trunk.0.context"} <= set(policy.trainable())
+    context = params["context"].expand(3, 4).clone().requires_grad_()
+    features = policy.features(stack_params(params, 3) | {"context": context}, torch.randn(3, 6, 3))
+    (gradient,) = torch.autograd.grad(features[1].sum(), context)
+    assert gradient[1].abs().min() > 0
+    assert not gradient[[0, 2]].any()
 
 
 def test_discrete_actions_are_sampled_with_their_probabilities() -> None:
