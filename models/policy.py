@@ -16,8 +16,8 @@ from annotated_types import Ge, Le, Len
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from models import random
-from models.layers import LAYERS
+from models import random, weights
+from models.layers import LAYERS, normalised_layer
 from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -55,6 +55,15 @@ class PolicyConfig:
     """Inputs that are parameters, zero at first, beside every observation (CAVIA, Zintgraf et al. 2019, section 3.1);
     0 for none."""
 
+    layer_norm: bool = False
+    """Centre and scale the inputs of every nonlinearity over the layer's units (layer normalisation, Ba et al. 2016,
+    eq. 3 and 4), with a learned scale and shift for each unit."""
+
+    initialisation: Literal["glorot", "orthogonal"] = "glorot"
+    """Weights of a new policy. `glorot`: uniform, by fan-in and fan-out (Glorot & Bengio 2010). `orthogonal`: with
+    orthonormal rows or columns, times the nonlinearity's gain (Saxe et al. 2014). A new policy head is a hundredth of
+    either."""
+
 
 @final
 class Policy:
@@ -77,9 +86,7 @@ class Policy:
         self.discrete = isinstance(action_space, Discrete)
         if isinstance(action_space, Box):
             self.action_size = int(action_space.shape[0])
-            self._low = torch.as_tensor(action_space.low)
-            self._high = torch.as_tensor(action_space.high)
-            if config.action_scaling == "scale" and not bool(torch.isfinite(self._low + self._high).all()):
+            if config.action_scaling == "scale" and not action_space.is_bounded():
                 raise InvalidValue("/policy/action_scaling", "needs an action space with finite bounds; use 'clip'")
         else:
             self.action_size = int(action_space.n)
@@ -88,6 +95,7 @@ class Policy:
         self.head_size = self.action_size * (2 if config.log_std == "state" else 1)
         self._layer = LAYERS[config.activation]
         self._depth = len(config.hidden)
+        self._bounds: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of one policy."""
@@ -101,6 +109,8 @@ class Policy:
             }
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             shapes[f"trunk.{i}.weight"], shapes[f"trunk.{i}.bias"] = (fan_in, fan_out), (fan_out,)
+            if self.config.layer_norm:
+                shapes[f"trunk.{i}.scale"] = shapes[f"trunk.{i}.shift"] = (fan_out,)
         if self.config.context_size:
             shapes["context"] = (self.config.context_size,)
             shapes["trunk.0.context"] = (self.config.context_size, self.config.hidden[0])
@@ -110,27 +120,33 @@ class Policy:
             shapes["log_std"] = (self.action_size,)
         return shapes
 
-    def initialise(self, seed: int, dtype: torch.dtype = torch.float32) -> Params:
-        """Parameters of one new policy: Glorot-uniform weights, zero biases, a small policy head.
+    def initialise(self, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Params:
+        """Parameters of one new policy: random weights, zero biases, a small policy head; the same on every device.
 
-        The policy head's are a hundredth of that, so that a new policy is near uniform over actions in every state.
-
-        Source: Glorot & Bengio 2010, eq. 16.
+        The policy head's weights are a hundredth of the others', so that a new policy is near uniform over actions in
+        every state.
         """
         params: Params = {}
         for name, shape in self.shapes().items():
             if len(shape) == 2:
-                limit = math.sqrt(6.0 / (shape[0] + shape[1])) * (0.01 if name == "policy.weight" else 1.0)
-                draw = random.uniform(random.key(seed, "initialise", name), math.prod(shape), torch.float64)
-                params[name] = ((2.0 * draw - 1.0) * limit).reshape(shape).to(dtype)
+                params[name] = self._weight(name, shape, seed).to(device, dtype)
             elif name == "log_std":
-                params[name] = torch.full(shape, self.config.initial_log_std, dtype=dtype)
+                params[name] = torch.full(shape, self.config.initial_log_std, dtype=dtype, device=device)
             else:
-                one = name == "observation.variance"
-                params[name] = torch.ones(shape, dtype=dtype) if one else torch.zeros(shape, dtype=dtype)
+                one = name == "observation.variance" or name.endswith(".scale")
+                params[name] = torch.full(shape, 1.0 if one else 0.0, dtype=dtype, device=device)
         if self.config.log_std == "state":
             params["policy.bias"][self.action_size :] = self.config.initial_log_std
         return params
+
+    def _weight(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+        key = random.key(seed, "initialise", name, device="cpu")
+        gain = 0.01 if name == "policy.weight" else 1.0
+        if self.config.initialisation == "glorot":
+            return gain * weights.glorot_uniform(key, *shape)
+        if name.startswith("trunk."):
+            gain = weights.GAINS[self.config.activation]
+        return gain * weights.orthogonal(key, *shape)
 
     def trainable(self) -> list[str]:
         """Names of the tensors that gradients move; the observation statistics are not among them."""
@@ -168,9 +184,13 @@ class Policy:
             bias = torch.baddbmm(bias.unsqueeze(1), params["context"].unsqueeze(1), params["trunk.0.context"]).squeeze(
                 1
             )
-        x = self._layer(x, params["trunk.0.weight"], bias)
-        for i in range(1, self._depth):
-            x = self._layer(x, params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"])
+        for i in range(self._depth):
+            bias = params[f"trunk.{i}.bias"] if i else bias
+            if self.config.layer_norm:
+                norm = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
+                x = normalised_layer(self.config.activation, x, params[f"trunk.{i}.weight"], bias, *norm)
+            else:
+                x = self._layer(x, params[f"trunk.{i}.weight"], bias)
         return x
 
     def head(self, params: Params, features: Tensor) -> Tensor:
@@ -261,7 +281,14 @@ class Policy:
         """The environment's action for a policy's action, of the same shape."""
         if self.discrete:
             return action
-        low, high = self._low.to(action), self._high.to(action)
+        low, high, half = self._bounds.get((action.dtype, action.device)) or self._place_bounds(action)
         if self.config.action_scaling == "clip":
             return action.clamp(low, high)
-        return low + (action.clamp(-1.0, 1.0) + 1.0) * (0.5 * (high - low))
+        return low + (action.clamp(-1.0, 1.0) + 1.0) * half
+
+    def _place_bounds(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower and upper bounds and half their distance, as tensors like ``action``: made once, not at every step."""
+        assert isinstance(self.action_space, Box)
+        low, high = (action.new_tensor(bound.tolist()) for bound in (self.action_space.low, self.action_space.high))
+        bounds = self._bounds[action.dtype, action.device] = (low, high, 0.5 * (high - low))
+        return bounds

@@ -9,11 +9,10 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from models import random
-from models.checkpoint import numpy_params
 from models.layers import LAYERS
 from models.policy import Policy, PolicyConfig
-from models.runtime import NumpyPolicy
 from models.types import InvalidValue, Params, stack_params
+from models.weights import orthogonal
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
 SPACES = {
@@ -180,11 +179,53 @@ def test_scaling_needs_finite_bounds() -> None:
         Policy(PolicyConfig(action_scaling="scale"), OBSERVATIONS, Box(-np.inf, np.inf, (2,), np.float32))
 
 
-def test_a_new_policy_is_near_uniform() -> None:
-    policy = Policy(PolicyConfig(), OBSERVATIONS, Discrete(4))
+INITIALISATIONS = [PolicyConfig((6, 4)), PolicyConfig((6, 4), initialisation="orthogonal", layer_norm=True)]
+
+
+@pytest.mark.parametrize("config", INITIALISATIONS, ids=lambda config: config.initialisation)
+def test_a_new_policy_is_near_uniform(config: PolicyConfig) -> None:
+    policy = Policy(config, OBSERVATIONS, Discrete(4))
     params = stack_params(policy.initialise(0), 1)
     head = policy.head(params, policy.features(params, torch.randn(1, 50, 3)))
     torch.testing.assert_close(head.softmax(-1), torch.full((1, 50, 4), 0.25), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("config", INITIALISATIONS, ids=lambda config: config.initialisation)
+def test_a_seed_means_one_new_policy_in_every_precision_and_whatever_the_default_device(config: PolicyConfig) -> None:
+    policy = Policy(config, OBSERVATIONS, Discrete(4))
+    params = policy.initialise(7)
+    with torch.device("meta"):
+        again = policy.initialise(7, torch.float64)
+    assert [value.shape for value in params.values()] == [*policy.shapes().values()]
+    for name, value in params.items():
+        assert torch.equal(value, again[name].float())
+    assert not torch.equal(params["trunk.1.weight"], policy.initialise(8)["trunk.1.weight"])
+
+
+def test_glorot_weights_are_those_of_the_versions_that_stand() -> None:
+    policy = Policy(PolicyConfig((2,)), OBSERVATIONS, Discrete(2))
+    expected = torch.tensor([[-0.6327551, 0.5946473], [1.0163786, 0.7830058], [0.7051996, 0.2803257]])
+    torch.testing.assert_close(policy.initialise(0)["trunk.0.weight"], expected)
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("tanh", 5 / 3), ("relu", 2**0.5), ("gelu", 2**0.5)])
+def test_orthogonal_weights_keep_the_length_of_what_passes_up_to_the_gain(activation: str, gain: float) -> None:
+    config = PolicyConfig((4, 7), activation, context_size=3, initialisation="orthogonal")  # type: ignore[arg-type]
+    params = Policy(config, OBSERVATIONS, Discrete(4)).initialise(0, torch.float64)
+    expected = {"trunk.0.weight": gain, "trunk.0.context": gain, "trunk.1.weight": gain}
+    expected |= {"policy.weight": 0.01, "value.weight": 1.0}
+    for name, factor in expected.items():
+        weight = params[name] if params[name].shape[0] >= params[name].shape[1] else params[name].T
+        identity = torch.eye(weight.shape[1], dtype=torch.float64)
+        torch.testing.assert_close(weight.T @ weight, factor**2 * identity, rtol=1e-12, atol=1e-12)
+
+
+def test_orthogonal_matrices_are_uniform_over_all_of_them() -> None:
+    keys = random.fold_in(random.key("test"), torch.arange(2000))
+    matrices = torch.stack([orthogonal(key, 2, 2) for key in keys])
+    # Rotations and reflections alike, and the first column anywhere on the circle: five standard errors.
+    assert abs(float(torch.linalg.det(matrices).mean())) < 5 / 2000**0.5
+    assert float(matrices.mean(0).abs().max()) < 5 * 0.5**0.5 / 2000**0.5
 
 
 def test_running_statistics_equal_those_of_all_observations_together() -> None:
@@ -197,41 +238,3 @@ def test_running_statistics_equal_those_of_all_observations_together() -> None:
     rows = torch.cat([b[m > 0] for b, m in zip(batches, masks, strict=True)])
     torch.testing.assert_close(params["observation.mean"], rows.mean(0))
     torch.testing.assert_close(params["observation.variance"], rows.var(0, correction=0))
-
-
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("scaling", ["scale", "clip"])
-@pytest.mark.parametrize("activation", LAYERS)
-@pytest.mark.parametrize("space", SPACES)
-def test_the_numpy_runtime_answers_as_torch_does(space: str, activation: str, scaling: str, normalise: bool) -> None:
-    config = PolicyConfig((8, 6), activation, scaling, normalise_observations=normalise)  # type: ignore[arg-type]
-    policy = Policy(config, OBSERVATIONS, SPACES[space])
-    params = some_params(policy)
-    x = torch.cat([torch.randn(20, 3), torch.tensor([[1e6, -1e6, 0.0]])])
-    action, log_prob, value = NumpyPolicy(policy, numpy_params(params)).act(x.numpy(), None)
-    batch = stack_params(params, 1)
-    features = policy.features(batch, x.unsqueeze(0))
-    head = policy.head(batch, features)
-    raw = policy.choose(head, None)
-    np.testing.assert_allclose(action, policy.to_environment(raw)[0].numpy(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(log_prob, policy.log_prob(batch, head, raw)[0].numpy(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(value, policy.value(batch, features)[0].numpy(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("space", SPACES)
-def test_the_numpy_runtime_samples_from_the_policys_distribution(space: str) -> None:
-    policy = Policy(PolicyConfig((8,), action_scaling="clip"), OBSERVATIONS, SPACES[space])
-    params = some_params(policy) | ({} if policy.discrete else {"log_std": torch.full((2,), -3.0)})
-    x = np.zeros((20_000, 3), np.float32)
-    action, log_prob, _ = NumpyPolicy(policy, numpy_params(params)).act(x, np.random.default_rng(0))
-    batch = stack_params(params, 1)
-    head = policy.head(batch, policy.features(batch, torch.zeros(1, 1, 3)))
-    if policy.discrete:
-        share = np.bincount(action.astype(int), minlength=4) / len(action)
-        np.testing.assert_allclose(share, head[0, 0].softmax(0).numpy(), atol=5 * 0.5 / math.sqrt(20_000))
-        np.testing.assert_allclose(log_prob, head[0, 0].log_softmax(0).numpy()[action.astype(int)], atol=1e-5)
-    else:
-        inside = abs(float(head[0, 0, 1])) < 1.5
-        assert inside, "the second dimension is not clipped, so that its moments can be compared"
-        assert action[:, 1].mean() == pytest.approx(float(head[0, 0, 1]), abs=5 * math.exp(-3) / 141)
-        assert action[:, 1].std() == pytest.approx(math.exp(-3), rel=0.05)
