@@ -120,12 +120,20 @@ class Policy:
             shapes["log_std"] = (self.action_size,)
         return shapes
 
-    def initialise(self, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Params:
+    def initialise(
+        self, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Params:
         """Parameters of one new policy: random weights, zero biases, a small policy head; the same on every device.
 
         The policy head's weights are a hundredth of the others', so that a new policy is near uniform over actions in
         every state.
+
+        Args:
+            seed: Of the weights.
+            dtype: Of every tensor.
+            device: Where the tensors live; by default with the processor.
         """
+        device = "cpu" if device is None else device
         params: Params = {}
         for name, shape in self.shapes().items():
             if len(shape) == 2:
