@@ -186,19 +186,17 @@ class Policy:
         if self.config.normalise_observations:
             scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
             x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
-        bias = params["trunk.0.bias"]
-        if self.config.context_size:
-            # The same for every row: an input that does not vary is a bias.
-            bias = torch.baddbmm(bias.unsqueeze(1), params["context"].unsqueeze(1), params["trunk.0.context"]).squeeze(
-                1
-            )
         for i in range(self._depth):
-            bias = params[f"trunk.{i}.bias"] if i else bias
+            weight, bias = params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"]
+            if i == 0 and self.config.context_size:
+                # An input that is the same in every row is a bias: its product is taken once for each policy.
+                context = params["context"].unsqueeze(1)
+                bias = torch.baddbmm(bias.unsqueeze(1), context, params["trunk.0.context"]).squeeze(1)
             if self.config.layer_norm:
-                norm = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
-                x = normalised_layer(self.config.activation, x, params[f"trunk.{i}.weight"], bias, *norm)
+                scale, shift = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
+                x = normalised_layer(self.config.activation, x, weight, bias, scale, shift)
             else:
-                x = self._layer(x, params[f"trunk.{i}.weight"], bias)
+                x = self._layer(x, weight, bias)
         return x
 
     def head(self, params: Params, features: Tensor) -> Tensor:
