@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _POSITION_LIMIT = 2.4
@@ -29,7 +30,7 @@ def _observation_space() -> Box:
 
 
 @final
-class CartPole(Environment):
+class CartPole(FunctionalEnvironment):
     """Balance a pole on a cart by pushing the cart left (0) or right (1).
 
     The state is the observation: position (m), velocity (m/s), the pole's angle from upright (rad) and its

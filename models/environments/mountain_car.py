@@ -14,7 +14,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _LEFT, _RIGHT = -1.2, 0.6
@@ -23,7 +24,7 @@ _START_LOW, _START_HIGH = -0.6, -0.4
 
 
 @final
-class MountainCar(Environment):
+class MountainCar(FunctionalEnvironment):
     """Drive out of a valley with a motor too weak for the slope: push left (0), not at all (1) or right (2).
 
     The state is the observation: position and velocity, in units of the track and track units a step.

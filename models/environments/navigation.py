@@ -14,7 +14,8 @@ from gymnasium.spaces import Box
 from torch import Tensor
 from typing_extensions import override
 
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _MAX_SPEED = 0.1
@@ -22,7 +23,7 @@ _REACHED = 0.01
 
 
 @final
-class Navigation2D(Environment):
+class Navigation2D(FunctionalEnvironment):
     """Walk from the origin to a goal, the action being the velocity, clipped to ±0.1 on each axis.
 
     The state is the observation: the position, which does not say where the goal is. With d the distance
