@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from models.types import InvalidValue, Params
+from models.types import InvalidValue, ParameterValue, Params
 
 if TYPE_CHECKING:
     from models.tasks import TaskBatch
+
+_HUGE: Final = sys.float_info.max
+
+MAX_TEXT: Final = 1000
+"""Most characters of a parameter that is a text."""
 
 
 def shown(value: object) -> str:
@@ -35,52 +42,79 @@ def pointer_to(*members: str) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of an environment's dynamics: a number in a closed range, or one of a few words.
+    """One parameter of an environment: a number in a closed range, a truth value, a text, or one of a few words.
 
     Attributes:
         name: Its name in task definitions.
         default: The value a task has that does not say.
-        low: Smallest value, in ``unit``; ignored where there are ``choices``.
-        high: Largest value, in ``unit``; ignored where there are ``choices``.
+        low: Smallest number, in ``unit``; of no use to other kinds.
+        high: Largest number, in ``unit``; of no use to other kinds.
         unit: Unit of the number; empty where it has none.
         description: What it means, for a person.
-        choices: The words a categorical parameter can take; empty for a number.
+        choices: The words that a text is one of; empty where any will do.
+        kind: What its values are; an ``integer`` is a number without a fraction.
     """
 
     name: str
-    default: float | str
+    default: ParameterValue
     low: float = -math.inf
     high: float = math.inf
     unit: str = ""
     description: str = ""
     choices: tuple[str, ...] = ()
+    kind: Literal["number", "integer", "boolean", "text"] = "number"
+
+    def __post_init__(self) -> None:
+        """A parameter with choices is a text."""
+        if self.choices:
+            object.__setattr__(self, "kind", "text")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its values are numbers."""
+        return self.kind in ("number", "integer")
 
     @property
     def allowed(self) -> str:
         """The values it takes, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
+        if self.kind == "boolean":
+            return "true or false"
+        if self.kind == "text":
+            return f"a text of at most {MAX_TEXT} characters"
         unit = f" {self.unit}" if self.unit else ""
-        return f"a number from {self.low:g} to {self.high:g}{unit}"
+        whole = "a whole number" if self.kind == "integer" else "a number"
+        return f"{whole} from {self.low:g} to {self.high:g}{unit}"
 
-    def check(self, value: object, pointer: str | None = None) -> float | str:
+    def check(self, value: object, pointer: str | None = None) -> ParameterValue:
         """The value as a task holds it: a number as a float, zero unsigned, so that equal tasks read alike.
 
         Raises:
             InvalidValue: If it is not allowed; at ``pointer``, by default ``/parameters/<name>``.
         """
-        if self.choices:
-            if isinstance(value, str) and value in self.choices:
+        if isinstance(value, str):
+            if self.kind == "text" and (value in self.choices or not self.choices) and len(value) <= MAX_TEXT:
                 return value
-        # The comparison comes before float(), which a huge integer would overflow; NaN fails it.
-        elif isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
-            return float(value) + 0.0
+        elif isinstance(value, bool):
+            if self.kind == "boolean":
+                return value
+        # The comparison comes before float(), which a huge integer would overflow; NaN and infinity fail it.
+        elif (
+            isinstance(value, int | float) and self.numeric and max(self.low, -_HUGE) <= value <= min(self.high, _HUGE)
+        ):
+            if self.kind == "number":
+                return float(value) + 0.0
+            if value == int(value):
+                return int(value)
         where = pointer_to("parameters", self.name) if pointer is None else pointer
         raise InvalidValue(where, f"{self.name} must be {self.allowed}, not {shown(value)}")
 
-    def number(self, value: float | str) -> float:
-        """A checked value as dynamics see it: a choice is its index."""
-        return float(self.choices.index(value)) if isinstance(value, str) else value
+    def number(self, value: ParameterValue) -> float:
+        """A checked value as dynamics see it: a choice is its index, a truth value 0 or 1, any other text 0."""
+        if isinstance(value, str):
+            return float(self.choices.index(value)) if self.choices else 0.0
+        return float(value)
 
 
 class Simulation(ABC):
@@ -128,13 +162,13 @@ class Environment(ABC):
         default_horizon: Steps after which an episode is truncated, where a task does not say.
     """
 
-    id: ClassVar[str]
-    title: ClassVar[str]
-    description: ClassVar[str]
-    parameters: ClassVar[tuple[Parameter, ...]]
-    observation_space: ClassVar[Box]
-    action_space: ClassVar[Box | Discrete[np.int64]]
-    default_horizon: ClassVar[int]
+    id: str
+    title: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    observation_space: Box
+    action_space: Box | Discrete[np.int64]
+    default_horizon: int
 
     @property
     def observation_size(self) -> int:
@@ -158,6 +192,15 @@ class Environment(ABC):
         known = ", ".join(parameter.name for parameter in self.parameters)
         detail = f"{self.id} has no parameter {shown(name)}; its parameters are {known}"
         raise InvalidValue(pointer_to("parameters", str(name)), detail)
+
+    def shaped(self, parameters: Mapping[str, ParameterValue]) -> Environment:
+        """The model with the spaces that a task's parameters give it.
+
+        Itself, unless parameters decide how many numbers an observation has or which actions there are. Equal
+        parameters give the same object.
+        """
+        del parameters
+        return self
 
     def prepare(self, params: Params) -> Params:
         """The parameters and, under further names, what the dynamics derive from them alone.

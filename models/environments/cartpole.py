@@ -6,7 +6,7 @@ Source: Gymnasium, after Barto, Sutton & Anderson 1983, with the corrected equat
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -43,13 +43,13 @@ class CartPole(FunctionalEnvironment):
     Reward 1 a step, the last one included; an episode ends beyond ±2.4 m or ±12°.
     """
 
-    id: ClassVar[str] = "CartPole-v1"
-    title: ClassVar[str] = "Cart and pole"
-    description: ClassVar[str] = (
+    id: str = "CartPole-v1"
+    title: str = "Cart and pole"
+    description: str = (
         "Balance a pole on a cart by pushing the cart left or right; Gymnasium's CartPole-v1. "
         "Reward 1 a step, until the cart is 2.4 m from the centre or the pole 12 degrees from upright."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("gravity", 9.8, 0.0, 100.0, "m/s^2", "Acceleration of gravity."),
         Parameter("masscart", 1.0, 0.01, 100.0, "kg", "Mass of the cart."),
         Parameter("masspole", 0.1, 0.001, 100.0, "kg", "Mass of the pole."),
@@ -57,9 +57,9 @@ class CartPole(FunctionalEnvironment):
         Parameter("force_mag", 10.0, -100.0, 100.0, "N", "Force of a push; below zero, the pushes are swapped."),
         Parameter("tau", 0.02, 0.0001, 0.2, "s", "Time between two states."),
     )
-    observation_space: ClassVar[Box] = _observation_space()
-    action_space: ClassVar[Discrete[np.int64]] = Discrete(2)
-    default_horizon: ClassVar[int] = 500
+    observation_space: Box = _observation_space()
+    action_space: Discrete[np.int64] = Discrete(2)
+    default_horizon: int = 500
 
     @override
     def prepare(self, params: Params) -> Params:
