@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from models.environments.acrobot import Acrobot
 from models.environments.base import Environment, Parameter
 from models.environments.cartpole import CartPole
 from models.environments.mountain_car import MountainCar
+from models.environments.mountain_car_continuous import MountainCarContinuous
 from models.environments.navigation import Navigation2D
+from models.environments.pendulum import Pendulum
 
 ENVIRONMENTS: dict[str, Environment] = {
-    environment.id: environment for environment in (CartPole(), MountainCar(), Navigation2D())
+    environment.id: environment
+    for environment in (
+        Acrobot(),
+        CartPole(),
+        MountainCar(),
+        MountainCarContinuous(),
+        Navigation2D(),
+        Pendulum(),
+    )
 }
 """Every environment model by its id."""
 
-__all__ = ["ENVIRONMENTS", "CartPole", "Environment", "MountainCar", "Navigation2D", "Parameter"]
+__all__ = [
+    "ENVIRONMENTS",
+    "Acrobot",
+    "CartPole",
+    "Environment",
+    "MountainCar",
+    "MountainCarContinuous",
+    "Navigation2D",
+    "Parameter",
+    "Pendulum",
+]
