@@ -6,7 +6,7 @@ Source: Sutton & Barto 1998, section 11.3, as Gymnasium integrates it (its ``boo
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final, final
+from typing import Final, final
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _MAX_SPEEDS = (4 * math.pi, 9 * math.pi)
@@ -29,7 +30,7 @@ def _observation_space() -> Box:
 
 
 @final
-class Acrobot(Environment):
+class Acrobot(FunctionalEnvironment):
     """Swing the tip of two hanging links above a line, by a torque of -1, 0 or 1 N m (0, 1, 2) at their joint.
 
     The state is the first link's angle θ₁ from hanging down, the second's θ₂ from the first (rad, in ±π) and
@@ -43,13 +44,13 @@ class Acrobot(Environment):
     length has no part in the dynamics, so it is no parameter: its centre of mass is what counts.
     """
 
-    id: ClassVar[str] = "Acrobot-v1"
-    title: ClassVar[str] = "Acrobot"
-    description: ClassVar[str] = (
+    id: str = "Acrobot-v1"
+    title: str = "Acrobot"
+    description: str = (
         "Swing the tip of two hanging links above a line by a torque at the joint between them; Gymnasium's "
         "Acrobot-v1. Reward -1 a step until the tip is there."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("gravity", 9.8, 0.0, 100.0, "m/s^2", "Acceleration of gravity."),
         Parameter("link_length_1", 1.0, 0.2, 5.0, "m", "Length of the first link."),
         Parameter("link_mass_1", 1.0, 0.1, 10.0, "kg", "Mass of the first link."),
@@ -60,9 +61,9 @@ class Acrobot(Environment):
         Parameter("torque_noise_max", 0.0, 0.0, 10.0, "N m", "Noise on the torque: uniform within plus or minus this."),
         Parameter("dt", 0.2, 0.001, 0.2, "s", "Time between two states."),
     )
-    observation_space: ClassVar[Box] = _observation_space()
-    action_space: ClassVar[Discrete[np.int64]] = Discrete(3)
-    default_horizon: ClassVar[int] = 500
+    observation_space: Box = _observation_space()
+    action_space: Discrete[np.int64] = Discrete(3)
+    default_horizon: int = 500
 
     @override
     def prepare(self, params: Params) -> Params:

@@ -5,7 +5,7 @@ Source: Moore 1990, "Efficient memory-based learning for robot control", as Gymn
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _LEFT, _RIGHT = -1.2, 0.6
@@ -23,7 +24,7 @@ _START_LOW, _START_HIGH = -0.6, -0.4
 
 
 @final
-class MountainCarContinuous(Environment):
+class MountainCarContinuous(FunctionalEnvironment):
     """Drive out of a valley with a motor too weak for the slope, the action being how hard it pushes.
 
     The state is the observation: position and velocity, in units of the track and track units a step.
@@ -34,25 +35,25 @@ class MountainCarContinuous(Environment):
     position with at least the goal velocity, which ends the episode.
     """
 
-    id: ClassVar[str] = "MountainCarContinuous-v0"
-    title: ClassVar[str] = "Mountain car, continuous"
-    description: ClassVar[str] = (
+    id: str = "MountainCarContinuous-v0"
+    title: str = "Mountain car, continuous"
+    description: str = (
         "Drive out of a valley by swinging to and fro, the motor being weaker than the slope; Gymnasium's "
         "MountainCarContinuous-v0. Reward 100 at the goal, minus a tenth of the squared push at every step."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("power", 0.0015, 0.0, 0.01, "per step^2", "Acceleration by the motor at full push."),
         Parameter("gravity", 0.0025, 0.0, 0.025, "per step^2", "Acceleration by the slope where it is steepest."),
         Parameter("goal_position", 0.45, -0.4, 0.6, "", "Position from which the goal is reached."),
         Parameter("goal_velocity", 0.0, -0.07, 0.07, "per step", "Least velocity to reach the goal with."),
     )
-    observation_space: ClassVar[Box] = Box(
+    observation_space: Box = Box(
         np.array([_LEFT, -_MAX_SPEED], np.float32),
         np.array([_RIGHT, _MAX_SPEED], np.float32),
         dtype=np.float32,
     )
-    action_space: ClassVar[Box] = Box(-1.0, 1.0, (1,), np.float32)
-    default_horizon: ClassVar[int] = 999
+    action_space: Box = Box(-1.0, 1.0, (1,), np.float32)
+    default_horizon: int = 999
 
     @override
     def prepare(self, params: Params) -> Params:

@@ -6,7 +6,7 @@ Source: Gymnasium, ``gymnasium/envs/classic_control/pendulum.py``.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _MAX_SPEED = 8.0
@@ -24,7 +25,7 @@ _START_SPEED = 1.0
 
 
 @final
-class Pendulum(Environment):
+class Pendulum(FunctionalEnvironment):
     """Swing a rod up and hold it there, with a motor at its end that is too weak to lift it.
 
     The state is the angle θ from upright (rad, never wrapped) and the angular velocity ω (rad/s); the
@@ -36,14 +37,14 @@ class Pendulum(Environment):
     Nothing ends an episode. The spaces are those of the default limits: a task can lower them.
     """
 
-    id: ClassVar[str] = "Pendulum-v1"
-    title: ClassVar[str] = "Pendulum"
-    description: ClassVar[str] = (
+    id: str = "Pendulum-v1"
+    title: str = "Pendulum"
+    description: str = (
         "Swing a rod up and hold it upright with a motor that is too weak to lift it; Gymnasium's Pendulum-v1. "
         "Reward: minus the squared angle from upright, a tenth of the squared speed and a thousandth of the "
         "squared torque."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("gravity", 10.0, 0.0, 100.0, "m/s^2", "Acceleration of gravity."),
         Parameter("mass", 1.0, 0.01, 100.0, "kg", "Mass of the rod."),
         Parameter("length", 1.0, 0.01, 100.0, "m", "Length of the rod."),
@@ -51,13 +52,13 @@ class Pendulum(Environment):
         Parameter("max_speed", _MAX_SPEED, 0.01, _MAX_SPEED, "rad/s", "Fastest rotation either way."),
         Parameter("max_torque", _MAX_TORQUE, 0.0, _MAX_TORQUE, "N m", "Largest torque that the motor gives."),
     )
-    observation_space: ClassVar[Box] = Box(
+    observation_space: Box = Box(
         np.array([-1.0, -1.0, -_MAX_SPEED], np.float32),
         np.array([1.0, 1.0, _MAX_SPEED], np.float32),
         dtype=np.float32,
     )
-    action_space: ClassVar[Box] = Box(-_MAX_TORQUE, _MAX_TORQUE, (1,), np.float32)
-    default_horizon: ClassVar[int] = 200
+    action_space: Box = Box(-_MAX_TORQUE, _MAX_TORQUE, (1,), np.float32)
+    default_horizon: int = 200
 
     @override
     def prepare(self, params: Params) -> Params:

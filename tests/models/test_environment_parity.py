@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models import random
-from models.environments import ENVIRONMENTS, Environment, Navigation2D
+from models.environments import ENVIRONMENTS, FunctionalEnvironment, Navigation2D
 from models.types import Params
 
 BESIDE = 32  # Gymnasium environments that run beside one batch
@@ -29,7 +29,7 @@ TWINS = ["Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v
 NO_KEYS = torch.zeros(1, BESIDE, dtype=torch.int64)
 
 
-def prepared(environment: Environment, changed: dict[str, float], dtype: torch.dtype) -> Params:
+def prepared(environment: FunctionalEnvironment, changed: dict[str, float], dtype: torch.dtype) -> Params:
     """The parameters of one task, [1, 1]."""
     return environment.prepare(
         {
@@ -39,7 +39,7 @@ def prepared(environment: Environment, changed: dict[str, float], dtype: torch.d
     )
 
 
-def make_twins(environment: Environment, changed: dict[str, float], count: int) -> list[gymnasium.Env]:
+def make_twins(environment: FunctionalEnvironment, changed: dict[str, float], count: int) -> list[gymnasium.Env]:
     twins = [gymnasium.make(environment.id, disable_env_checker=True) for _ in range(count)]
     for i, twin in enumerate(twins):
         inner = twin.unwrapped
@@ -68,7 +68,7 @@ class Compared:
 
 
 def run_beside_gymnasium(
-    environment: Environment,
+    environment: FunctionalEnvironment,
     choose: Chooser,
     steps: int,
     dtype: torch.dtype,
@@ -117,7 +117,7 @@ def run_beside_gymnasium(
     return seen
 
 
-def at_random(environment: Environment) -> Chooser:
+def at_random(environment: FunctionalEnvironment) -> Chooser:
     """Actions of the whole action space, and of half as much again beyond a bounded one."""
     space = environment.action_space
     if isinstance(space, gymnasium.spaces.Discrete):
