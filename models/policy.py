@@ -120,12 +120,20 @@ class Policy:
             shapes["log_std"] = (self.action_size,)
         return shapes
 
-    def initialise(self, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Params:
+    def initialise(
+        self, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Params:
         """Parameters of one new policy: random weights, zero biases, a small policy head; the same on every device.
 
         The policy head's weights are a hundredth of the others', so that a new policy is near uniform over actions in
         every state.
+
+        Args:
+            seed: Of the weights.
+            dtype: Of every tensor.
+            device: Where the tensors live; by default with the processor.
         """
+        device = "cpu" if device is None else device
         params: Params = {}
         for name, shape in self.shapes().items():
             if len(shape) == 2:
@@ -178,19 +186,17 @@ class Policy:
         if self.config.normalise_observations:
             scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
             x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
-        bias = params["trunk.0.bias"]
-        if self.config.context_size:
-            # The same for every row: an input that does not vary is a bias.
-            bias = torch.baddbmm(bias.unsqueeze(1), params["context"].unsqueeze(1), params["trunk.0.context"]).squeeze(
-                1
-            )
         for i in range(self._depth):
-            bias = params[f"trunk.{i}.bias"] if i else bias
+            weight, bias = params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"]
+            if i == 0 and self.config.context_size:
+                # An input that is the same in every row is a bias: its product is taken once for each policy.
+                context = params["context"].unsqueeze(1)
+                bias = torch.baddbmm(bias.unsqueeze(1), context, params["trunk.0.context"]).squeeze(1)
             if self.config.layer_norm:
-                norm = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
-                x = normalised_layer(self.config.activation, x, params[f"trunk.{i}.weight"], bias, *norm)
+                scale, shift = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
+                x = normalised_layer(self.config.activation, x, weight, bias, scale, shift)
             else:
-                x = self._layer(x, params[f"trunk.{i}.weight"], bias)
+                x = self._layer(x, weight, bias)
         return x
 
     def head(self, params: Params, features: Tensor) -> Tensor:

@@ -9,8 +9,11 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from models import random
+from models.adaptation import InnerLoop, adapt
 from models.layers import LAYERS
+from models.learners import MAML, MAMLConfig
 from models.policy import Policy, PolicyConfig
+from models.tasks import TaskBatch, define_task, find_environment
 from models.types import InvalidValue, Params, stack_params
 from models.weights import orthogonal
 
@@ -238,3 +241,19 @@ def test_running_statistics_equal_those_of_all_observations_together() -> None:
     rows = torch.cat([b[m > 0] for b, m in zip(batches, masks, strict=True)])
     torch.testing.assert_close(params["observation.mean"], rows.mean(0))
     torch.testing.assert_close(params["observation.variance"], rows.var(0, correction=0))
+
+
+def test_running_statistics_stay_as_they_are_while_acting_and_adapting() -> None:
+    model = find_environment("CartPole-v1")
+    policy = Policy(PolicyConfig((4,), normalise_observations=True), model.observation_space, model.action_space)
+    params = policy.observe(policy.initialise(0), torch.randn(1, 5, 2, 4), torch.ones(1, 5, 2))
+    stored = {name: value.clone() for name, value in params.items()}
+    tasks = TaskBatch.of([define_task("CartPole-v1", horizon=10)] * 2)
+    adapted = adapt(
+        MAML(MAMLConfig(), policy), params, tasks, InnerLoop(steps=2, episodes=2, evaluation_episodes=1), seed=0
+    ).params
+    assert not torch.equal(adapted["policy.weight"][0], stored["policy.weight"])
+    for name, value in stored.items():
+        assert torch.equal(params[name], value)
+        if name.startswith("observation."):
+            assert torch.equal(adapted[name], value.expand(2, *value.shape))
