@@ -14,7 +14,7 @@ from models import random
 from models.environments import Parameter
 from models.environments.base import pointer_to, shown
 from models.tasks import check_episode, find_environment
-from models.types import InvalidValue, Task
+from models.types import InvalidValue, ParameterValue, Task
 
 SPLITS: Final = ("train", "validation", "test")
 """The disjoint streams of tasks of a family."""
@@ -38,7 +38,7 @@ class Uniform:
         """As plain JSON values."""
         return {"uniform": [self.low, self.high]}
 
-    def values(self, draws: Tensor) -> list[float | str]:
+    def values(self, draws: Tensor) -> list[ParameterValue]:
         """Values at uniform numbers in (0, 1), float64 [K]."""
         return _within(self.low + (self.high - self.low) * draws, self.low, self.high)
 
@@ -59,7 +59,7 @@ class LogUniform:
         """As plain JSON values."""
         return {"loguniform": [self.low, self.high]}
 
-    def values(self, draws: Tensor) -> list[float | str]:
+    def values(self, draws: Tensor) -> list[ParameterValue]:
         """Values at uniform numbers in (0, 1), float64 [K]."""
         low, high = math.log(self.low), math.log(self.high)
         return _within((low + (high - low) * draws).exp(), self.low, self.high)
@@ -73,22 +73,22 @@ class Choice:
         options: The values, at least one.
     """
 
-    options: tuple[float | str, ...]
+    options: tuple[ParameterValue, ...]
 
     def definition(self) -> dict[str, object]:
         """As plain JSON values."""
         return {"choice": list(self.options)}
 
-    def values(self, draws: Tensor) -> list[float | str]:
+    def values(self, draws: Tensor) -> list[ParameterValue]:
         """Values at uniform numbers in (0, 1), float64 [K]."""
         return [self.options[int(place)] for place in (draws * len(self.options)).long()]
 
 
-Distribution = Uniform | LogUniform | Choice | float | str
+Distribution = Uniform | LogUniform | Choice | ParameterValue
 """How a family sets one parameter; a number or a word is the same in all its tasks."""
 
 
-def _within(values: Tensor, low: float, high: float) -> list[float | str]:
+def _within(values: Tensor, low: float, high: float) -> list[ParameterValue]:
     # Rounding may put a value one step past an end, where the parameter's own range may end too.
     return [float(value) for value in values.clamp(low, high)]
 
@@ -145,9 +145,9 @@ class TaskFamily:
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
                 raise InvalidValue(pointer, f"must be a whole number from 0 to 2^63 - 1, not {shown(number)}")
         places = torch.tensor(indices, dtype=torch.int64)
-        columns: list[list[float | str]] = []
+        columns: list[list[ParameterValue]] = []
         for name, distribution in self.parameters.items():
-            if isinstance(distribution, float | str):
+            if isinstance(distribution, ParameterValue):
                 columns.append([distribution] * len(indices))
                 continue
             keys = random.fold_in(random.key("family", self.name, split, seed, name), places)
@@ -202,7 +202,7 @@ def define_family(
 
 
 def _definition(distribution: Distribution) -> object:
-    return distribution if isinstance(distribution, float | str) else distribution.definition()
+    return distribution if isinstance(distribution, ParameterValue) else distribution.definition()
 
 
 def _read_distribution(parameter: Parameter, value: object) -> Distribution:
@@ -227,7 +227,7 @@ def _read_distribution(parameter: Parameter, value: object) -> Distribution:
 
 
 def _read_interval(parameter: Parameter, kind: str, arguments: Sequence[object], at: str) -> Uniform | LogUniform:
-    if parameter.choices:
+    if not parameter.numeric:
         raise InvalidValue(at, f"{parameter.name} is {parameter.allowed}, which has no range: use choice")
     if len(arguments) != 2:
         raise InvalidValue(at, f"must be [low, high], not {len(arguments)} values")

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.environments import ENVIRONMENTS, Environment
 from models.environments.base import shown
 from models.rewards import RewardFunction, compile_reward
-from models.types import InvalidValue, Params, Task
+from models.types import InvalidValue, ParameterValue, Params, Task
 
 MAX_HORIZON: Final = 100_000
 """Longest episode a task may ask for, in steps."""
@@ -29,6 +29,11 @@ def find_environment(environment: object) -> Environment:
         return ENVIRONMENTS[environment]
     detail = f"unknown environment {shown(environment)}; the environments are {', '.join(ENVIRONMENTS)}"
     raise InvalidValue("/environment", detail)
+
+
+def environment_of(task: Task) -> Environment:
+    """The model that a task runs in, with the spaces that its parameters give it."""
+    return find_environment(task.environment).shaped(task.parameters)
 
 
 def check_episode(
@@ -53,7 +58,7 @@ def check_episode(
 
 def define_task(
     environment: str,
-    parameters: Mapping[str, float | str] | None = None,
+    parameters: Mapping[str, ParameterValue] | None = None,
     reward: str | None = None,
     discount: float = 0.99,
     horizon: int | None = None,
@@ -77,7 +82,7 @@ def define_task(
     for name in given:
         model.parameter(name)
     values = {each.name: each.check(given.get(each.name, each.default)) for each in model.parameters}
-    reward, discount, horizon = check_episode(model, reward, discount, horizon)
+    reward, discount, horizon = check_episode(model.shaped(values), reward, discount, horizon)
     return Task(environment, values, reward, discount, horizon)
 
 
@@ -126,10 +131,10 @@ class TaskBatch:
         if not tasks:
             raise InvalidValue("/tasks", "there is no task: at least one is needed")
         names = tuple(f"task {i}" for i in range(len(tasks))) if names is None else tuple(names)
-        model = find_environment(tasks[0].environment)
+        model = environment_of(tasks[0])
         for task, name in zip(tasks, names, strict=True):
-            if task.environment != model.id:
-                other = find_environment(task.environment)
+            other = environment_of(task)
+            if other is not model and not _interchangeable(model, other):
                 raise InvalidValue("/tasks", _disagreement(names[0], model, name, other))
         columns = {
             each.name: [[each.number(task.parameters[each.name])] for task in tasks] for each in model.parameters
@@ -207,6 +212,14 @@ def _reward_functions(
     return tuple(
         (compile_reward(text, model.observation_size, model.action_size), torch.tensor(places, device=device))
         for text, places in rows.items()
+    )
+
+
+def _interchangeable(model: Environment, other: Environment) -> bool:
+    return (
+        model.id == other.id
+        and model.observation_space == other.observation_space
+        and model.action_space == other.action_space
     )
 
 

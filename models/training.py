@@ -12,12 +12,11 @@ from annotated_types import Ge, Gt, Le
 
 from models import random
 from models.adaptation import InnerLoop, adapt, require_memory
-from models.environments import ENVIRONMENTS
 from models.families import TaskFamily
 from models.learners import LEARNERS, MAML, LearnerConfig
 from models.learners.maml import LearnerState, Metrics
 from models.policy import Policy, PolicyConfig
-from models.tasks import TaskBatch
+from models.tasks import TaskBatch, environment_of
 from models.types import InvalidValue, Task
 
 Split = Literal["train", "validation", "test"]
@@ -181,7 +180,7 @@ class Training:
 
     def build(self) -> MAML:
         """The learner, with a policy for the tasks' spaces."""
-        environment = ENVIRONMENTS[self.environment]
+        environment = environment_of(self.tasks.draw(self.seed, 0, 1)[0])
         policy = Policy(self.policy, environment.observation_space, environment.action_space)
         return LEARNERS[self.learner.name](self.learner, policy)
 

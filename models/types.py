@@ -18,6 +18,9 @@ from torch import Tensor
 Params = dict[str, Tensor]
 """Named tensors of one policy, or of ``N`` policies when every tensor has a leading ``N``."""
 
+ParameterValue = float | int | bool | str
+"""Value of one environment parameter in a task."""
+
 
 class InvalidValue(ValueError):
     """A value that the core cannot accept.
@@ -50,7 +53,7 @@ class Task:
     """
 
     environment: str
-    parameters: Mapping[str, float | str]
+    parameters: Mapping[str, ParameterValue]
     reward: str | None
     discount: float
     horizon: int

@@ -22,11 +22,10 @@ from models.checkpoint import (
     save_params,
     unpack,
 )
-from models.environments import ENVIRONMENTS
 from models.learners import MAML, MAMLConfig
 from models.policy import Policy as Network
 from models.policy import PolicyConfig
-from models.tasks import TaskBatch
+from models.tasks import TaskBatch, environment_of
 from models.types import Params, Task
 
 
@@ -90,7 +89,7 @@ def _files(session: Session, adaptation: Adaptation) -> dict[str, str]:
 
 
 def _from_scratch(adaptation: Adaptation, task: Task) -> tuple[MAML, Params]:
-    environment = ENVIRONMENTS[task.environment]
+    environment = environment_of(task)
     config = from_json(PolicyConfig, adaptation.request["policy"] or {})
     policy = Network(config, environment.observation_space, environment.action_space)
     return MAML(MAMLConfig(), policy), policy.initialise(adaptation.seed)

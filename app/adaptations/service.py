@@ -18,9 +18,8 @@ from app.registry.service import resolve
 from app.tasks.service import definition_of, get_task
 from models.adaptation import require_memory
 from models.checkpoint import space_to_json, to_json
-from models.environments import ENVIRONMENTS
 from models.policy import Policy, PolicyConfig
-from models.tasks import define_task
+from models.tasks import define_task, environment_of
 from models.types import InvalidValue, Task
 
 
@@ -40,7 +39,7 @@ def create_adaptation(session: Session, by: Principal, request: NewAdaptation) -
         _require_same_spaces(version, task)
         hidden = version.manifest["policy"]["hidden"]
     else:
-        environment = ENVIRONMENTS[task.environment]
+        environment = environment_of(task)
         Policy(request.policy or PolicyConfig(), environment.observation_space, environment.action_space)
     require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(hidden))
     require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
@@ -100,7 +99,7 @@ def _task(session: Session, reference: str | InlineTask) -> tuple[Task, str | No
 
 
 def _require_same_spaces(version: tables.Version, task: Task) -> None:
-    environment, manifest = ENVIRONMENTS[task.environment], version.manifest
+    environment, manifest = environment_of(task), version.manifest
     spaces = {
         "observation_space": space_to_json(environment.observation_space),
         "action_space": space_to_json(environment.action_space),

@@ -44,10 +44,11 @@ class Reward(Schema):
 
 
 class ParameterBody(Schema):
-    """One parameter of an environment: a number from low to high, or one of the choices."""
+    """One parameter of an environment: a number from low to high, a truth value, a text, or one of the choices."""
 
     name: str
-    default: float | str
+    default: bool | int | float | str
+    kind: Literal["number", "integer", "boolean", "text"]
     low: float | None
     high: float | None
     unit: str
@@ -77,6 +78,7 @@ class EnvironmentBody(Schema):
                 ParameterBody(
                     name=each.name,
                     default=each.default,
+                    kind=each.kind,
                     low=_bound(each.low),
                     high=_bound(each.high),
                     unit=each.unit,
@@ -232,7 +234,7 @@ class TaskBody(Schema):
     id: str
     name: str
     environment: str
-    parameters: dict[str, float | str]
+    parameters: dict[str, bool | int | float | str]
     reward: Reward | None
     discount: float
     horizon: int

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from headstart_client.client import Client
 from headstart_client.inputs import (
     UsageError,
-    number_or_word,
     numbers,
     object_or_word,
     pair,
+    parameter_value,
     read_object,
     read_tasks,
 )
@@ -95,7 +95,7 @@ def _get_task(client: Client, args: argparse.Namespace) -> Output:
 
 
 def _create_task(client: Client, args: argparse.Namespace) -> Output:
-    parameters = {name: number_or_word(value) for name, value in args.parameter or ()}
+    parameters = {name: parameter_value(value) for name, value in args.parameter or ()}
     task = client.tasks.create(
         args.environment,
         name=args.name,

@@ -30,8 +30,10 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
 
 
-def number_or_word(text: str) -> float | str:
-    """Read the value of a parameter."""
+def parameter_value(text: str) -> float | bool | str:
+    """Read the value of a parameter: a number, true, false, or a text."""
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return float(text)
     except ValueError:

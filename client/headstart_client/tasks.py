@@ -24,6 +24,7 @@ class Parameter(Resource):
     Attributes:
         name: Its key in a task's ``parameters``.
         default: The value a task has that does not say.
+        kind: ``number``, ``integer``, ``boolean`` or ``text``.
         low: Smallest value allowed, in ``unit``.
         high: Largest value allowed, in ``unit``.
         unit: Unit of the number; empty where it has none.
@@ -32,7 +33,8 @@ class Parameter(Resource):
     """
 
     name: str
-    default: float | str
+    default: bool | int | float | str
+    kind: str = "number"
     low: float | None = None
     high: float | None = None
     unit: str = ""

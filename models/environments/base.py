@@ -1,21 +1,27 @@
-"""What an environment model is: a schema of parameters and the functions of a Markov decision process.
-
-The functions are those of ``gymnasium.experimental.functional.FuncEnv``, over leading batch axes, so that the
-dynamics and the reward of a task are separate and replaceable.
-"""
+"""What an environment model is: a schema of parameters, spaces, and episodes that can be stepped."""
 
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from models.types import InvalidValue, Params
+from models.types import InvalidValue, ParameterValue, Params
+
+if TYPE_CHECKING:
+    from models.tasks import TaskBatch
+
+_HUGE: Final = sys.float_info.max
+
+MAX_TEXT: Final = 1000
+"""Most characters of a parameter that is a text."""
 
 
 def shown(value: object) -> str:
@@ -36,65 +42,115 @@ def pointer_to(*members: str) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of an environment's dynamics: a number in a closed range, or one of a few words.
+    """One parameter of an environment: a number in a closed range, a truth value, a text, or one of a few words.
 
     Attributes:
         name: Its name in task definitions.
         default: The value a task has that does not say.
-        low: Smallest value, in ``unit``; ignored where there are ``choices``.
-        high: Largest value, in ``unit``; ignored where there are ``choices``.
+        low: Smallest number, in ``unit``; of no use to other kinds.
+        high: Largest number, in ``unit``; of no use to other kinds.
         unit: Unit of the number; empty where it has none.
         description: What it means, for a person.
-        choices: The words a categorical parameter can take; empty for a number.
+        choices: The words that a text is one of; empty where any will do.
+        kind: What its values are; an ``integer`` is a number without a fraction.
     """
 
     name: str
-    default: float | str
+    default: ParameterValue
     low: float = -math.inf
     high: float = math.inf
     unit: str = ""
     description: str = ""
     choices: tuple[str, ...] = ()
+    kind: Literal["number", "integer", "boolean", "text"] = "number"
+
+    def __post_init__(self) -> None:
+        """A parameter with choices is a text."""
+        if self.choices:
+            object.__setattr__(self, "kind", "text")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its values are numbers."""
+        return self.kind in ("number", "integer")
 
     @property
     def allowed(self) -> str:
         """The values it takes, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
+        if self.kind == "boolean":
+            return "true or false"
+        if self.kind == "text":
+            return f"a text of at most {MAX_TEXT} characters"
         unit = f" {self.unit}" if self.unit else ""
-        return f"a number from {self.low:g} to {self.high:g}{unit}"
+        whole = "a whole number" if self.kind == "integer" else "a number"
+        return f"{whole} from {self.low:g} to {self.high:g}{unit}"
 
-    def check(self, value: object, pointer: str | None = None) -> float | str:
+    def check(self, value: object, pointer: str | None = None) -> ParameterValue:
         """The value as a task holds it: a number as a float, zero unsigned, so that equal tasks read alike.
 
         Raises:
             InvalidValue: If it is not allowed; at ``pointer``, by default ``/parameters/<name>``.
         """
-        if self.choices:
-            if isinstance(value, str) and value in self.choices:
+        if isinstance(value, str):
+            if self.kind == "text" and (value in self.choices or not self.choices) and len(value) <= MAX_TEXT:
                 return value
-        # The comparison comes before float(), which a huge integer would overflow; NaN fails it.
-        elif isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
-            return float(value) + 0.0
+        elif isinstance(value, bool):
+            if self.kind == "boolean":
+                return value
+        # The comparison comes before float(), which a huge integer would overflow; NaN and infinity fail it.
+        elif (
+            isinstance(value, int | float) and self.numeric and max(self.low, -_HUGE) <= value <= min(self.high, _HUGE)
+        ):
+            if self.kind == "number":
+                return float(value) + 0.0
+            if value == int(value):
+                return int(value)
         where = pointer_to("parameters", self.name) if pointer is None else pointer
         raise InvalidValue(where, f"{self.name} must be {self.allowed}, not {shown(value)}")
 
-    def number(self, value: float | str) -> float:
-        """A checked value as dynamics see it: a choice is its index."""
-        return float(self.choices.index(value)) if isinstance(value, str) else value
+    def number(self, value: ParameterValue) -> float:
+        """A checked value as dynamics see it: a choice is its index, a truth value 0 or 1, any other text 0."""
+        if isinstance(value, str):
+            return float(self.choices.index(value)) if self.choices else 0.0
+        return float(value)
+
+
+class Simulation(ABC):
+    """Episodes under way: ``B`` of each of ``N`` tasks, begun and stepped together.
+
+    Attributes:
+        first_observation: What a policy sees before its first actions, [N, B, O].
+    """
+
+    first_observation: Tensor
+
+    @abstractmethod
+    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """Act in the episodes that are alive; the others stand still.
+
+        Args:
+            action: In environment units, [N, B] int64 where actions are discrete, else [N, B, A].
+            rng: A key for each, [N, B] int64.
+            alive: Which episodes are not over, [N, B] bool.
+
+        Returns:
+            What the policy sees next, [N, B, O], and whether that is in a terminal state, [N, B] bool. Of episodes
+            that are not alive, the last observation again; whether they are terminal says nothing.
+        """
+
+    @abstractmethod
+    def rewards(self, action: Tensor) -> Tensor:
+        """The environment's own rewards of the first ``T`` steps, [N, T, B]; after an episode's end anything.
+
+        Args:
+            action: What was passed to the first ``T`` steps, [N, T, B] or [N, T, B, A].
+        """
 
 
 class Environment(ABC):
     """A model of dynamics, without a task: what is left of the decision process is a task's parameters.
-
-    State is a float tensor ``[..., S]`` and keys (:mod:`models.random`) are int64 ``[...]``. Parameters are
-    tensors of one shape that broadcasts against the leading axes, ``[N, 1]`` for states ``[N, B, S]``; a
-    categorical one is the index of its choice. Dtype and device are those of the parameters. Actions are in
-    environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
-    action space by the environment.
-
-    Every method but :meth:`prepare` takes parameters that went through :meth:`prepare` once, so that
-    what depends on the parameters alone is not worked out again at every step.
 
     Attributes:
         id: Its name in task definitions; Gymnasium's id where Gymnasium has the same environment.
@@ -106,13 +162,13 @@ class Environment(ABC):
         default_horizon: Steps after which an episode is truncated, where a task does not say.
     """
 
-    id: ClassVar[str]
-    title: ClassVar[str]
-    description: ClassVar[str]
-    parameters: ClassVar[tuple[Parameter, ...]]
-    observation_space: ClassVar[Box]
-    action_space: ClassVar[Box | Discrete[np.int64]]
-    default_horizon: ClassVar[int]
+    id: str
+    title: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    observation_space: Box
+    action_space: Box | Discrete[np.int64]
+    default_horizon: int
 
     @property
     def observation_size(self) -> int:
@@ -137,6 +193,15 @@ class Environment(ABC):
         detail = f"{self.id} has no parameter {shown(name)}; its parameters are {known}"
         raise InvalidValue(pointer_to("parameters", str(name)), detail)
 
+    def shaped(self, parameters: Mapping[str, ParameterValue]) -> Environment:
+        """The model with the spaces that a task's parameters give it.
+
+        Itself, unless parameters decide how many numbers an observation has or which actions there are. Equal
+        parameters give the same object.
+        """
+        del parameters
+        return self
+
     def prepare(self, params: Params) -> Params:
         """The parameters and, under further names, what the dynamics derive from them alone.
 
@@ -146,27 +211,10 @@ class Environment(ABC):
         return params
 
     @abstractmethod
-    def initial(self, rng: Tensor, params: Params) -> Tensor:
-        """First states of episodes, ``[*rng.shape, S]``; each depends on its own key and parameters only."""
+    def simulate(self, rng: Tensor, tasks: TaskBatch) -> Simulation:
+        """Begin episodes of tasks that run in this environment.
 
-    @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> Tensor:
-        """The states that follow, ``[..., S]``."""
-
-    @abstractmethod
-    def observation(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
-        """What a policy sees of the states, ``[..., O]``; ``rng`` may be ``None`` where it draws nothing."""
-
-    @abstractmethod
-    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
-        """The environment's own reward of each transition, ``[...]``; ``rng`` as in :meth:`observation`."""
-
-    @abstractmethod
-    def terminal(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
-        """Whether an episode ends in each state, bool ``[...]``; a horizon is the task's, not a state's."""
-
-    def step(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> tuple[Tensor, Tensor, Tensor]:
-        """Next state, reward and whether the next state is terminal."""
-        next_state = self.transition(state, action, rng, params)
-        reward = self.reward(state, action, next_state, rng, params)
-        return next_state, reward, self.terminal(next_state, rng, params)
+        Args:
+            rng: A key for each episode, [N, B] int64: how it begins depends on that and its task alone.
+            tasks: The N tasks.
+        """
