@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from models.environments.acrobot import Acrobot
 from models.environments.base import Environment, Parameter
 from models.environments.cartpole import CartPole
 from models.environments.functional import FunctionalEnvironment
 from models.environments.mountain_car import MountainCar
+from models.environments.mountain_car_continuous import MountainCarContinuous
 from models.environments.navigation import Navigation2D
+from models.environments.pendulum import Pendulum
 
 ENVIRONMENTS: dict[str, FunctionalEnvironment] = {
-    environment.id: environment for environment in (CartPole(), MountainCar(), Navigation2D())
+    environment.id: environment
+    for environment in (
+        Acrobot(),
+        CartPole(),
+        MountainCar(),
+        MountainCarContinuous(),
+        Navigation2D(),
+        Pendulum(),
+    )
 }
 """Every environment model by its id."""
 
 __all__ = [
     "ENVIRONMENTS",
+    "Acrobot",
     "CartPole",
     "Environment",
     "FunctionalEnvironment",
     "MountainCar",
+    "MountainCarContinuous",
     "Navigation2D",
     "Parameter",
+    "Pendulum",
 ]
