@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 KEPT = 1024
+LARGEST = 1e300
 BRAILLE = 0x2800
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Bit of each dot of a braille character: by column, then by row from the top. Source: Unicode 16.0, table 2800."""
@@ -33,8 +34,8 @@ class Series:
         self._last_x = -math.inf
 
     def add(self, x: float, value: float) -> None:
-        """Append a value; one that is not later than the last, or not finite, is left out."""
-        if x <= self._last_x or not math.isfinite(value):
+        """Append a value; one that is not later than the last, or too large to calculate with, is left out."""
+        if x <= self._last_x or not abs(value) < LARGEST:
             return
         self._last_x = x
         if self._sums and self._sums[-1][2] < self._rows_each:
@@ -182,10 +183,8 @@ class _Canvas:
             y = round((high - value) / (high - low) * (self._height - 1))
             if curve.solid:
                 # A steep piece is drawn as high as it is, from beside the dot on its left.
-                step = 0 if previous is None or y == previous else (1 if y > previous else -1)
-                for between in range(
-                    y if previous is None or not step else previous + step, y + (step or 1), step or 1
-                ):
+                start = y if previous is None else previous + (y > previous) - (y < previous)
+                for between in range(min(start, y), max(start, y) + 1):
                     self._dot(curve, x, between)
             elif x % across == 0:
                 self._dot(curve, x, y)

@@ -68,7 +68,9 @@ def test_without_values_or_room_there_is_no_chart(width: int, height: int, value
 
 
 @pytest.mark.parametrize("glyphs", [UNICODE, ASCII])
-@pytest.mark.parametrize("values", [[1], [1, 2], [-1e5, 1e7, 0], [0.001, 0.002, 0.0015], list(range(500))])
+@pytest.mark.parametrize(
+    "values", [[1], [1, 2], [-1e5, 1e7, 0], [0.001, 0.002, 0.0015], [-9e299, 9e299], list(range(500))]
+)
 def test_a_chart_fits_any_room(glyphs: Glyphs, values: list[float]) -> None:
     for width in range(5, 100, 3):
         for height in (4, 5, 17):

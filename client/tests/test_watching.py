@@ -119,7 +119,7 @@ def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
     assert known.rates() == (2.0, 2000.0)
     slow = {"sequence": 101, "iteration": 101, "environment_steps": 101_000, "seconds": 70.0}
     known.take_metric(parse(Metric, slow), 0.0)
-    assert known.rates() == (pytest.approx(1 / 20), pytest.approx(50.0))
+    assert known.rates() == pytest.approx((1 / 20, 50.0))
     known.take_run(parse(Run, run("succeeded", 102)), 0.0)
     assert known.rates() == (2.0, 2000.0)
 
