@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from headstart_client.runs import Metric, Progress, Run
 
 WINDOW_S = 10.0
+COUNTABLE = ("iterations", "environment_steps", "seconds")
+"""Stop conditions that come nearer at a steady pace; of any other, nobody knows when it will hold."""
 
 
 @final
@@ -121,8 +123,12 @@ class History:
         stop = self.run.stop if self.run is not None else {}
         iterations_rate, steps_rate = self.rates() or (0.0, 0.0)
         counted = (
-            ("iterations", self.iterations, iterations_rate),
-            ("environment_steps", self.environment_steps, steps_rate),
-            ("seconds", self.elapsed_s(now_s), None),
+            (self.iterations, iterations_rate),
+            (self.environment_steps, steps_rate),
+            (self.elapsed_s(now_s), None),
         )
-        return [(reached, limit, rate) for name, reached, rate in counted if (limit := stop.get(name)) is not None]
+        return [
+            (reached, limit, rate)
+            for name, (reached, rate) in zip(COUNTABLE, counted, strict=True)
+            if (limit := stop.get(name)) is not None
+        ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from headstart_client.curve import ASCII, UNICODE, Curve, Glyphs, Span, chart
-from headstart_client.history import History
+from headstart_client.history import COUNTABLE, History
 from headstart_client.output import cell
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _times(history: History, run: Run, now_s: float) -> list[str]:
     if run.state != "running":
         words.append(run.state)
     if left_s is not None:
-        sooner = run.stop.get("return_at_least") is not None or run.stop.get("plateau") is not None
+        sooner = any(limit is not None for name, limit in run.stop.items() if name not in COUNTABLE)
         words.append(f"{'at most ' if sooner else ''}{duration(left_s)} left")
     if run.attempts > 1:
         words.append(f"attempt {run.attempts}")
