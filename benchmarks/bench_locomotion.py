@@ -35,22 +35,22 @@ FAMILIES = {
 
 @torch.no_grad()
 def batched(tasks: TaskBatch, steps: int) -> float:
-    """Steps a second of all episodes together; none is stopped by its end."""
+    """Steps a second of all episodes together; one that has ended takes no more."""
     environment, params = ENVIRONMENTS[tasks.environment.id], tasks.params
     assert environment.action_size is not None
     keys = random.fold_in(random.key(0), torch.arange(TASKS * EPISODES)).reshape(TASKS, EPISODES)
     generator = torch.Generator().manual_seed(0)
     actions = torch.rand(TASKS, steps, EPISODES, environment.action_size, generator=generator) * 2 - 1
-    states = [environment.initial(keys, params)]
+    states, ends = [environment.initial(keys, params)], [torch.zeros(TASKS, EPISODES, dtype=torch.bool)]
     start = time.perf_counter()
     for t in range(steps):
         states.append(environment.transition(states[-1], actions[:, t], keys, params))
         environment.observation(states[-1], None, params)
-        environment.terminal(states[-1], None, params)
+        ends.append(environment.terminal(states[-1], None, params))
     state = torch.stack(states, 1)
     per_step = {name: value.unsqueeze(1) for name, value in params.items()}
     environment.reward(state[:, :-1], actions, state[:, 1:], None, per_step)
-    return TASKS * EPISODES * steps / (time.perf_counter() - start)
+    return int((~torch.stack(ends[:-1])).sum()) / (time.perf_counter() - start)
 
 
 def scalar(environment: gymnasium.Env[np.ndarray, np.ndarray], steps: int) -> float:

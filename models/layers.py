@@ -76,13 +76,45 @@ def _tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": partial(functional.gelu, approximate="tanh"),
+}
+
+
 def _composed(activation: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return activation(torch.baddbmm(bias.unsqueeze(1), x, weight))
 
 
 LAYERS: dict[str, Layer] = {
     "tanh": _tanh,
-    "relu": partial(_composed, torch.relu),
-    "gelu": partial(_composed, partial(functional.gelu, approximate="tanh")),
+    "relu": partial(_composed, _ACTIVATIONS["relu"]),
+    "gelu": partial(_composed, _ACTIVATIONS["gelu"]),
 }
 """A layer for every nonlinearity, by its name in a policy's config; each can be differentiated twice."""
+
+NORM_EPSILON = 1e-5
+"""What :func:`normalised_layer` adds to the variance."""
+
+
+def normalised_layer(activation: str, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Features [N, M, H] of a layer whose affine map is normalised over the units before its nonlinearity f.
+
+        z = x W + b,    y = f( (z - mean z) / √(var z + ε) · scale + shift )
+
+    Can be differentiated twice.
+
+    Args:
+        activation: Name of the nonlinearity, a key of :data:`LAYERS`.
+        x: [N, M, I].
+        weight: [N, I, H].
+        bias: [N, H].
+        scale: [N, H].
+        shift: [N, H].
+
+    Source: Ba, Kiros & Hinton 2016, "Layer normalization", eq. 3 and 4.
+    """
+    z = torch.baddbmm(bias.unsqueeze(1), x, weight)
+    z = functional.layer_norm(z, z.shape[-1:], eps=NORM_EPSILON)
+    return _ACTIVATIONS[activation](torch.addcmul(shift.unsqueeze(1), z, scale.unsqueeze(1)))

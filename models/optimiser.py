@@ -21,8 +21,8 @@ class AdamState:
     @staticmethod
     def initial(params: Params) -> AdamState:
         """No updates yet: zero moments."""
-        zeros = {name: torch.zeros_like(value) for name, value in params.items()}
-        return AdamState(0, zeros, dict(zeros))
+        mean, square = ({name: torch.zeros_like(value) for name, value in params.items()} for _ in range(2))
+        return AdamState(0, mean, square)
 
 
 def adam(

@@ -16,11 +16,14 @@ from annotated_types import Ge, Le, Len
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from models import random
-from models.layers import LAYERS
+from models import random, weights
+from models.layers import LAYERS, normalised_layer
 from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
+
+LOG_STD_RANGE = (-10.0, 3.0)
+"""Least and greatest log of a standard deviation, in policy units; one that a state decides is clamped to it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,26 @@ class PolicyConfig:
     initial_log_std: Annotated[float, Ge(-10), Le(3)] = 0.0
     """Continuous actions only: log of the standard deviation of every action at first, in policy units."""
 
+    log_std: Literal["free", "state"] = "free"
+    """Continuous actions only. `free`: a tensor of its own, the same in every state. `state`: further outputs of the
+    policy head, clamped to [-10, 3]."""
+
     normalise_observations: bool = False
     """Centre and scale observations by their running mean and standard deviation over training; the statistics are
     part of the policy and no longer move once a version is made."""
+
+    context_size: Annotated[int, Ge(0), Le(1024)] = 0
+    """Inputs that are parameters, zero at first, beside every observation (CAVIA, Zintgraf et al. 2019, section 3.1);
+    0 for none."""
+
+    layer_norm: bool = False
+    """Centre and scale the inputs of every nonlinearity over the layer's units (layer normalisation, Ba et al. 2016,
+    eq. 3 and 4), with a learned scale and shift for each unit."""
+
+    initialisation: Literal["glorot", "orthogonal"] = "glorot"
+    """Weights of a new policy. `glorot`: uniform, by fan-in and fan-out (Glorot & Bengio 2010). `orthogonal`: with
+    orthonormal rows or columns, times the nonlinearity's gain (Saxe et al. 2014). A new policy head is a hundredth of
+    either."""
 
 
 @final
@@ -54,6 +74,8 @@ class Policy:
         observation_size: O.
         discrete: Whether actions are ids 0..A-1; otherwise they are vectors of A numbers.
         action_size: A.
+        head_size: Outputs of the policy head: A logits or A means, then A logs of standard deviations where the
+            config's `log_std` is "state".
     """
 
     def __init__(self, config: PolicyConfig, observation_space: Box, action_space: Box | Discrete[Any]) -> None:
@@ -64,14 +86,16 @@ class Policy:
         self.discrete = isinstance(action_space, Discrete)
         if isinstance(action_space, Box):
             self.action_size = int(action_space.shape[0])
-            self._low = torch.as_tensor(action_space.low)
-            self._high = torch.as_tensor(action_space.high)
-            if config.action_scaling == "scale" and not bool(torch.isfinite(self._low + self._high).all()):
+            if config.action_scaling == "scale" and not action_space.is_bounded():
                 raise InvalidValue("/policy/action_scaling", "needs an action space with finite bounds; use 'clip'")
         else:
             self.action_size = int(action_space.n)
+            if config.log_std == "state":
+                raise InvalidValue("/policy/log_std", "discrete actions have no standard deviation; use 'free'")
+        self.head_size = self.action_size * (2 if config.log_std == "state" else 1)
         self._layer = LAYERS[config.activation]
         self._depth = len(config.hidden)
+        self._bounds: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of one policy."""
@@ -85,31 +109,52 @@ class Policy:
             }
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             shapes[f"trunk.{i}.weight"], shapes[f"trunk.{i}.bias"] = (fan_in, fan_out), (fan_out,)
-        for head, size in (("policy", self.action_size), ("value", 1)):
+            if self.config.layer_norm:
+                shapes[f"trunk.{i}.scale"] = shapes[f"trunk.{i}.shift"] = (fan_out,)
+        if self.config.context_size:
+            shapes["context"] = (self.config.context_size,)
+            shapes["trunk.0.context"] = (self.config.context_size, self.config.hidden[0])
+        for head, size in (("policy", self.head_size), ("value", 1)):
             shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (sizes[-1], size), (size,)
-        if not self.discrete:
+        if not self.discrete and self.config.log_std == "free":
             shapes["log_std"] = (self.action_size,)
         return shapes
 
-    def initialise(self, seed: int, dtype: torch.dtype = torch.float32) -> Params:
-        """Parameters of one new policy: Glorot-uniform weights, zero biases, a small policy head.
+    def initialise(
+        self, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Params:
+        """Parameters of one new policy: random weights, zero biases, a small policy head; the same on every device.
 
-        The policy head's are a hundredth of that, so that a new policy is near uniform over actions in every state.
+        The policy head's weights are a hundredth of the others', so that a new policy is near uniform over actions in
+        every state.
 
-        Source: Glorot & Bengio 2010, eq. 16.
+        Args:
+            seed: Of the weights.
+            dtype: Of every tensor.
+            device: Where the tensors live; by default with the processor.
         """
+        device = "cpu" if device is None else device
         params: Params = {}
         for name, shape in self.shapes().items():
-            if name.endswith(".weight"):
-                limit = math.sqrt(6.0 / (shape[0] + shape[1])) * (0.01 if name == "policy.weight" else 1.0)
-                draw = random.uniform(random.key(seed, "initialise", name), math.prod(shape), torch.float64)
-                params[name] = ((2.0 * draw - 1.0) * limit).reshape(shape).to(dtype)
+            if len(shape) == 2:
+                params[name] = self._weight(name, shape, seed).to(device, dtype)
             elif name == "log_std":
-                params[name] = torch.full(shape, self.config.initial_log_std, dtype=dtype)
+                params[name] = torch.full(shape, self.config.initial_log_std, dtype=dtype, device=device)
             else:
-                one = name == "observation.variance"
-                params[name] = torch.ones(shape, dtype=dtype) if one else torch.zeros(shape, dtype=dtype)
+                one = name == "observation.variance" or name.endswith(".scale")
+                params[name] = torch.full(shape, 1.0 if one else 0.0, dtype=dtype, device=device)
+        if self.config.log_std == "state":
+            params["policy.bias"][self.action_size :] = self.config.initial_log_std
         return params
+
+    def _weight(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+        key = random.key(seed, "initialise", name, device="cpu")
+        gain = 0.01 if name == "policy.weight" else 1.0
+        if self.config.initialisation == "glorot":
+            return gain * weights.glorot_uniform(key, *shape)
+        if name.startswith("trunk."):
+            gain = weights.GAINS[self.config.activation]
+        return gain * weights.orthogonal(key, *shape)
 
     def trainable(self) -> list[str]:
         """Names of the tensors that gradients move; the observation statistics are not among them."""
@@ -142,11 +187,24 @@ class Policy:
             scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
             x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
         for i in range(self._depth):
-            x = self._layer(x, params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"])
+            weight, bias = params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"]
+            if i == 0 and self.config.context_size:
+                # An input that is the same in every row is a bias: its product is taken once for each policy.
+                context = params["context"].unsqueeze(1)
+                bias = torch.baddbmm(bias.unsqueeze(1), context, params["trunk.0.context"]).squeeze(1)
+            if self.config.layer_norm:
+                scale, shift = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
+                x = normalised_layer(self.config.activation, x, weight, bias, scale, shift)
+            else:
+                x = self._layer(x, weight, bias)
         return x
 
     def head(self, params: Params, features: Tensor) -> Tensor:
-        """Logits, or means in policy units, [N, M, A]."""
+        """What decides the action distribution of each state, [N, M, head_size].
+
+        Logits; or means in policy units, followed by logs of standard deviations, not yet clamped, where the state
+        decides those too.
+        """
         return torch.baddbmm(params["policy.bias"].unsqueeze(1), features, params["policy.weight"])
 
     def value(self, params: Params, features: Tensor) -> Tensor:
@@ -156,20 +214,26 @@ class Policy:
     def noise(self, params: Params, keys: Tensor) -> Tensor:
         """What :meth:`choose` needs to sample actions of N policies: [N, ..., A] for keys [N, ...].
 
-        Gumbel noise for discrete actions, else normal noise of the policies' standard deviations.
+        Gumbel noise for discrete actions, else normal noise: of the policies' standard deviations, or standard normal
+        where the state decides those.
         """
         dtype = params["policy.bias"].dtype
         if self.discrete:
             return -torch.log(-torch.log(random.uniform(keys, self.action_size, dtype)))
-        std = params["log_std"].exp().reshape(-1, *[1] * (keys.dim() - 1), self.action_size)
-        return random.normal(keys, self.action_size, dtype) * std
+        noise = random.normal(keys, self.action_size, dtype)
+        if self.config.log_std == "state":
+            return noise
+        return noise * params["log_std"].exp().reshape(-1, *[1] * (keys.dim() - 1), self.action_size)
 
     def choose(self, head: Tensor, noise: Tensor | None) -> Tensor:
-        """An action for each row of ``head`` [N, M, A]: sampled with ``noise``, the most likely one without.
+        """An action for each row of ``head`` [N, M, head_size]: sampled with ``noise``, the most likely one without.
 
         Returns:
             [N, M] int64 for discrete actions (the Gumbel-max trick), else [N, M, A] in policy units.
         """
+        if self.config.log_std == "state":
+            mean, log_std = self._split(head)
+            return mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)
         action = head if noise is None else head + noise
         return action.argmax(-1) if self.discrete else action
 
@@ -177,8 +241,8 @@ class Policy:
         """Log-probability (density) of actions, summed over action dimensions, [N, M]."""
         if self.discrete:
             return head.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        log_std = params["log_std"].unsqueeze(1)
-        z = (action - head) * torch.exp(-log_std)
+        mean, log_std = self._gaussian(params, head)
+        z = (action - mean) * torch.exp(-log_std)
         return -0.5 * (z * z).sum(-1) - (log_std.sum(-1) + 0.5 * _LOG_2PI * self.action_size)
 
     def entropy(self, params: Params, head: Tensor) -> Tensor:
@@ -186,14 +250,51 @@ class Policy:
         if self.discrete:
             log_p = head.log_softmax(-1)
             return -(log_p.exp() * log_p).sum(-1)
-        per_dimension = params["log_std"] + 0.5 * (_LOG_2PI + 1.0)
-        return per_dimension.sum(-1, keepdim=True).expand(head.shape[:-1])
+        per_dimension = self._gaussian(params, head)[1] + 0.5 * (_LOG_2PI + 1.0)
+        return per_dimension.sum(-1).expand(head.shape[:-1])
+
+    def divergence(self, old_params: Params, old_head: Tensor, params: Params, head: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of the action distribution in every state from what it was, in nats, [N, M].
+
+            KL(π_old || π) = Σ_a π_old(a) (log π_old(a) - log π(a)),   discrete;
+            Σ_i log σ_i - log σ_old,i + (σ_old,i² + (μ_old,i - μ_i)²) / 2σ_i² - 1/2,   continuous, in policy units.
+
+        Exact, and can be differentiated any number of times. The old distribution is a constant: gradients flow through
+        ``params`` and ``head`` alone.
+
+        Args:
+            old_params: N policies as they were.
+            old_head: Their heads in the states, [N, M, head_size].
+            params: N policies.
+            head: Their heads in the same states.
+        """
+        if self.discrete:
+            old_log_p = old_head.detach().log_softmax(-1)
+            return (old_log_p.exp() * (old_log_p - head.log_softmax(-1))).sum(-1)
+        old_mean, old_log_std = (each.detach() for each in self._gaussian(old_params, old_head))
+        mean, log_std = self._gaussian(params, head)
+        z, narrowing = (old_mean - mean) * torch.exp(-log_std), old_log_std - log_std
+        return (0.5 * (z * z + torch.expm1(2.0 * narrowing)) - narrowing).sum(-1)
+
+    def _gaussian(self, params: Params, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [N, M, A] and logs of standard deviations, [N, M, A] or [N, 1, A]."""
+        return self._split(head) if self.config.log_std == "state" else (head, params["log_std"].unsqueeze(1))
+
+    def _split(self, head: Tensor) -> tuple[Tensor, Tensor]:
+        return head[..., : self.action_size], head[..., self.action_size :].clamp(*LOG_STD_RANGE)
 
     def to_environment(self, action: Tensor) -> Tensor:
         """The environment's action for a policy's action, of the same shape."""
         if self.discrete:
             return action
-        low, high = self._low.to(action), self._high.to(action)
+        low, high, half = self._bounds.get((action.dtype, action.device)) or self._place_bounds(action)
         if self.config.action_scaling == "clip":
             return action.clamp(low, high)
-        return low + (action.clamp(-1.0, 1.0) + 1.0) * (0.5 * (high - low))
+        return low + (action.clamp(-1.0, 1.0) + 1.0) * half
+
+    def _place_bounds(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower and upper bounds and half their distance, as tensors like ``action``: made once, not at every step."""
+        assert isinstance(self.action_space, Box)
+        low, high = (action.new_tensor(bound.tolist()) for bound in (self.action_space.low, self.action_space.high))
+        bounds = self._bounds[action.dtype, action.device] = (low, high, 0.5 * (high - low))
+        return bounds

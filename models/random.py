@@ -31,7 +31,7 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
-def key(*parts: int | str, device: torch.device | None = None) -> Tensor:
+def key(*parts: int | str, device: torch.device | str | None = None) -> Tensor:
     """A scalar key from anything that names a piece of work: ``key(seed, "support", iteration)``."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return torch.tensor(_signed(int.from_bytes(digest, "little")), dtype=torch.int64, device=device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models import random
+from models.environments.base import Simulation
 from models.policy import Policy
 from models.tasks import TaskBatch
 from models.types import Params, Rollout
@@ -45,16 +46,14 @@ def collect(
     Raises:
         NonFiniteReward: If a task's reward or dynamics gave NaN or infinity.
     """
-    environment = tasks.environment
     episode_keys = random.fold_in(keys.unsqueeze(1), torch.arange(episodes, device=keys.device))
-    state = environment.initial(random.fold_in(episode_keys, 0), tasks.params)
+    simulation = tasks.environment.simulate(random.fold_in(episode_keys, 0), tasks)
     horizon = tasks.horizon.unsqueeze(1)
     last_step, same_horizon = int(tasks.horizon.max()), bool((tasks.horizon == tasks.horizon[0]).all())
     step_keys = random.fold_in(episode_keys, 1).unsqueeze(1)
     alive = torch.ones(len(tasks), episodes, dtype=torch.bool, device=keys.device)
-    states, heads, actions, terminals, masks = [state], [], [], [], []
+    observations, heads, actions, terminals, masks = [simulation.first_observation], [], [], [], []
     noise: Tensor | None = None
-    observations = [environment.observation(state, None, tasks.params)]
     for t in range(last_step):
         if t % _CHUNK == 0:
             if not bool(alive.any()):
@@ -65,25 +64,21 @@ def collect(
         head = policy.head(params, policy.features(params, observations[-1]))
         action = policy.choose(head, None if noise is None else noise[:, t % _CHUNK])
         rng = chunk_keys[:, t % _CHUNK]
-        moved = environment.transition(state, policy.to_environment(action), rng, tasks.params)
-        # A finished episode stands still: its last state stays for the bootstrap, and nothing can overflow.
-        state = torch.where(alive.unsqueeze(-1), moved, state)
-        terminal = environment.terminal(state, rng, tasks.params)
+        observation, terminal = simulation.step(policy.to_environment(action), rng, alive)
         masks.append(alive)
         terminals.append(terminal)
         alive = alive & ~terminal if same_horizon else alive & ~terminal & (t + 1 < horizon)
-        states.append(state)
         heads.append(head)
         actions.append(action)
-        observations.append(environment.observation(state, None, tasks.params))
-    return _assemble(policy, params, tasks, states, observations, heads, actions, terminals, masks)
+        observations.append(observation)
+    return _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
 
 
 def _assemble(
     policy: Policy,
     params: Params,
     tasks: TaskBatch,
-    states: list[Tensor],
+    simulation: Simulation,
     observations: list[Tensor],
     heads: list[Tensor],
     actions: list[Tensor],
@@ -92,12 +87,11 @@ def _assemble(
 ) -> Rollout:
     """Stack the steps and compute rewards and log-probabilities of all of them in one go."""
     steps = int(torch.stack([mask.any() for mask in masks]).sum())
-    state, observation = torch.stack(states[: steps + 1], 1), torch.stack(observations[: steps + 1], 1)
+    observation = torch.stack(observations[: steps + 1], 1)
     head, action = torch.stack(heads[:steps], 1), torch.stack(actions[:steps], 1)
     alive, terminated = torch.stack(masks[:steps], 1), torch.stack(terminals[:steps], 1)
-    per_step = {name: value.unsqueeze(1) for name, value in tasks.params.items()}
     environment_action = policy.to_environment(action)
-    reward = tasks.environment.reward(state[:, :-1], environment_action, state[:, 1:], None, per_step)
+    reward = simulation.rewards(environment_action)
     reward = tasks.reward(observation[:, :-1], environment_action, observation[:, 1:], reward, terminated)
     reward = torch.where(alive, reward, torch.zeros((), dtype=reward.dtype, device=reward.device))
     _require_finite(tasks, reward, observation)

@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from models.policy import Policy
+from models.layers import NORM_EPSILON
+from models.policy import LOG_STD_RANGE, Policy
 
 Array = NDArray[np.float32]
 
@@ -21,7 +22,16 @@ def _relu(x: Any) -> Any:
 
 def _gelu(x: Any) -> Any:
     half, cubic, slope = np.float32(0.5), np.float32(0.044715), np.float32(math.sqrt(2.0 / math.pi))
-    return half * x * (np.float32(1.0) + np.tanh(slope * (x + cubic * x * x * x)))
+    with np.errstate(over="ignore"):  # an infinite cube has the right hyperbolic tangent
+        return half * x * (np.float32(1.0) + np.tanh(slope * (x + cubic * x * x * x)))
+
+
+def _layer_norm(z: Array, scale: Array, shift: Array) -> Array:
+    with np.errstate(over="ignore"):  # torch, too, lets an infinite variance silence the layer
+        centred = z - z.mean(1, keepdims=True)
+        variance = (centred * centred).mean(1, keepdims=True)
+    result: Array = centred / np.sqrt(variance + np.float32(NORM_EPSILON)) * scale + shift
+    return result
 
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": np.tanh, "relu": _relu, "gelu": _gelu}
@@ -40,10 +50,12 @@ class NumpyPolicy:
         self.observation_size = policy.observation_size
         self.discrete = policy.discrete
         self._activation = _ACTIVATIONS[policy.config.activation]
-        self._trunk = [
-            (np.ascontiguousarray(params[f"trunk.{i}.weight"]), params[f"trunk.{i}.bias"])
-            for i in range(len(policy.config.hidden))
-        ]
+        layers = [f"trunk.{i}" for i in range(len(policy.config.hidden))]
+        self._trunk = [(np.ascontiguousarray(params[f"{i}.weight"]), params[f"{i}.bias"]) for i in layers]
+        if policy.config.context_size:
+            weight, bias = self._trunk[0]
+            self._trunk[0] = (weight, bias + params["context"] @ params["trunk.0.context"])
+        self._norms = [(params[f"{i}.scale"], params[f"{i}.shift"]) for i in layers if policy.config.layer_norm]
         # Both heads read the same features: one product serves both.
         self._heads = np.ascontiguousarray(np.concatenate([params["policy.weight"], params["value.weight"]], 1))
         self._bias = np.concatenate([params["policy.bias"], params["value.bias"]])
@@ -55,13 +67,16 @@ class NumpyPolicy:
             low, high = (np.asarray(bound, np.float32) for bound in (policy.action_space.low, policy.action_space.high))
             self._low, self._high, self._half = low, high, np.float32(0.5) * (high - low)
             self._scaled = policy.config.action_scaling == "scale"
-            self._std = np.exp(params["log_std"])
-            self._log_density = -float(params["log_std"].sum() + 0.5 * math.log(2 * math.pi) * policy.action_size)
+            log_std = params.get("log_std")  # none where the state decides it
+            self._std = None if log_std is None else np.exp(log_std)
+            log_stds = 0.0 if log_std is None else float(log_std.sum())
+            self._log_density = -(log_stds + 0.5 * math.log(2 * math.pi) * policy.action_size)
 
     @property
     def size_bytes(self) -> int:
         """Memory that the parameters take."""
-        return sum(w.nbytes + b.nbytes for w, b in self._trunk) + self._heads.nbytes + self._bias.nbytes
+        pairs = [*self._trunk, *self._norms, (self._heads, self._bias)]
+        return sum(each.nbytes for pair in pairs for each in pair)
 
     def act(
         self, observations: Array, generator: np.random.Generator | None
@@ -80,20 +95,28 @@ class NumpyPolicy:
         if self._normaliser is not None:
             mean, scale = self._normaliser
             x = np.clip((x - mean) * scale, np.float32(-10.0), np.float32(10.0))
-        for weight, bias in self._trunk:
-            x = self._activation(x @ weight + bias)
+        for i, (weight, bias) in enumerate(self._trunk):
+            x = x @ weight + bias
+            if self._norms:
+                x = _layer_norm(x, *self._norms[i])
+            x = self._activation(x)
         out = x @ self._heads + self._bias
         head, value = out[:, :-1], out[:, -1]
         if self.discrete:
             return (*_categorical(head, generator), value)
         return (*self._gaussian(head, generator), value)
 
-    def _gaussian(self, mean: Array, generator: np.random.Generator | None) -> tuple[Array, Array]:
-        log_prob = np.full(len(mean), self._log_density, np.float32)
-        action = mean
+    def _gaussian(self, head: Array, generator: np.random.Generator | None) -> tuple[Array, Array]:
+        action, std = head, self._std
+        log_prob = np.full(len(head), self._log_density, np.float32)
+        if std is None:
+            size = head.shape[1] // 2
+            action, log_std = head[:, :size], np.clip(head[:, size:], *LOG_STD_RANGE)
+            std = np.exp(log_std)
+            log_prob -= log_std.sum(1)
         if generator is not None:
-            noise = generator.standard_normal(mean.shape, dtype=np.float32)
-            action = np.add(mean, self._std * noise, dtype=np.float32)
+            noise = generator.standard_normal(action.shape, dtype=np.float32)
+            action = np.add(action, std * noise, dtype=np.float32)
             log_prob -= np.float32(0.5) * (noise * noise).sum(1)
         if self._scaled:
             one = np.float32(1.0)

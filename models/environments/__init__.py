@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from models.environments.base import Environment, Parameter
 from models.environments.cartpole import CartPole
+from models.environments.functional import FunctionalEnvironment
 from models.environments.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from models.environments.mountain_car import MountainCar
 from models.environments.navigation import Navigation2D
@@ -19,10 +20,10 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-_LOCOMOTION: tuple[Environment, ...] = (HalfCheetah(), Ant(), Hopper(), Walker2d())
+_LOCOMOTION: tuple[FunctionalEnvironment, ...] = (HalfCheetah(), Ant(), Hopper(), Walker2d())
 _HAS_MUJOCO = _is_installed("mujoco-core")
 
-ENVIRONMENTS: dict[str, Environment] = {
+ENVIRONMENTS: dict[str, FunctionalEnvironment] = {
     environment.id: environment
     for environment in (CartPole(), MountainCar(), Navigation2D(), *(_LOCOMOTION if _HAS_MUJOCO else ()))
 }
@@ -37,6 +38,7 @@ __all__ = [
     "Ant",
     "CartPole",
     "Environment",
+    "FunctionalEnvironment",
     "HalfCheetah",
     "Hopper",
     "MountainCar",

@@ -1,8 +1,4 @@
-"""What an environment model is: a schema of parameters and the functions of a Markov decision process.
-
-The functions are those of ``gymnasium.experimental.functional.FuncEnv``, over leading batch axes, so that the
-dynamics and the reward of a task are separate and replaceable.
-"""
+"""What an environment model is: a schema of parameters, spaces, and episodes that can be stepped."""
 
 from __future__ import annotations
 
@@ -11,13 +7,16 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from models.types import InvalidValue, ParameterValue, Params
+
+if TYPE_CHECKING:
+    from models.tasks import TaskBatch
 
 _HUGE: Final = sys.float_info.max
 
@@ -118,17 +117,40 @@ class Parameter:
         return float(value)
 
 
+class Simulation(ABC):
+    """Episodes under way: ``B`` of each of ``N`` tasks, begun and stepped together.
+
+    Attributes:
+        first_observation: What a policy sees before its first actions, [N, B, O].
+    """
+
+    first_observation: Tensor
+
+    @abstractmethod
+    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """Act in the episodes that are alive; the others stand still.
+
+        Args:
+            action: In environment units, [N, B] int64 where actions are discrete, else [N, B, A].
+            rng: A key for each, [N, B] int64.
+            alive: Which episodes are not over, [N, B] bool.
+
+        Returns:
+            What the policy sees next, [N, B, O], and whether that is in a terminal state, [N, B] bool. Of episodes
+            that are not alive, the last observation again; whether they are terminal says nothing.
+        """
+
+    @abstractmethod
+    def rewards(self, action: Tensor) -> Tensor:
+        """The environment's own rewards of the first ``T`` steps, [N, T, B]; after an episode's end anything.
+
+        Args:
+            action: What was passed to the first ``T`` steps, [N, T, B] or [N, T, B, A].
+        """
+
+
 class Environment(ABC):
     """A model of dynamics, without a task: what is left of the decision process is a task's parameters.
-
-    State is a float tensor ``[..., S]`` and keys (:mod:`models.random`) are int64 ``[...]``. Parameters are
-    tensors of one shape that broadcasts against the leading axes, ``[N, 1]`` for states ``[N, B, S]``; a
-    categorical one is the index of its choice. Dtype and device are those of the parameters. Actions are in
-    environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
-    action space by the environment.
-
-    Every method but :meth:`prepare` takes parameters that went through :meth:`prepare` once, so that
-    what depends on the parameters alone is not worked out again at every step.
 
     Attributes:
         id: Its name in task definitions; Gymnasium's id where Gymnasium has the same environment.
@@ -140,13 +162,13 @@ class Environment(ABC):
         default_horizon: Steps after which an episode is truncated, where a task does not say.
     """
 
-    id: ClassVar[str]
-    title: ClassVar[str]
-    description: ClassVar[str]
-    parameters: ClassVar[tuple[Parameter, ...]]
-    observation_space: ClassVar[Box]
-    action_space: ClassVar[Box | Discrete[np.int64]]
-    default_horizon: ClassVar[int]
+    id: str
+    title: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    observation_space: Box
+    action_space: Box | Discrete[np.int64]
+    default_horizon: int
 
     @property
     def observation_size(self) -> int:
@@ -189,27 +211,10 @@ class Environment(ABC):
         return params
 
     @abstractmethod
-    def initial(self, rng: Tensor, params: Params) -> Tensor:
-        """First states of episodes, ``[*rng.shape, S]``; each depends on its own key and parameters only."""
+    def simulate(self, rng: Tensor, tasks: TaskBatch) -> Simulation:
+        """Begin episodes of tasks that run in this environment.
 
-    @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> Tensor:
-        """The states that follow, ``[..., S]``."""
-
-    @abstractmethod
-    def observation(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
-        """What a policy sees of the states, ``[..., O]``; ``rng`` may be ``None`` where it draws nothing."""
-
-    @abstractmethod
-    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
-        """The environment's own reward of each transition, ``[...]``; ``rng`` as in :meth:`observation`."""
-
-    @abstractmethod
-    def terminal(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
-        """Whether an episode ends in each state, bool ``[...]``; a horizon is the task's, not a state's."""
-
-    def step(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> tuple[Tensor, Tensor, Tensor]:
-        """Next state, reward and whether the next state is terminal."""
-        next_state = self.transition(state, action, rng, params)
-        reward = self.reward(state, action, next_state, rng, params)
-        return next_state, reward, self.terminal(next_state, rng, params)
+        Args:
+            rng: A key for each episode, [N, B] int64: how it begins depends on that and its task alone.
+            tasks: The N tasks.
+        """

@@ -6,7 +6,7 @@ Source: Gymnasium, after Barto, Sutton & Anderson 1983, with the corrected equat
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _POSITION_LIMIT = 2.4
@@ -29,7 +30,7 @@ def _observation_space() -> Box:
 
 
 @final
-class CartPole(Environment):
+class CartPole(FunctionalEnvironment):
     """Balance a pole on a cart by pushing the cart left (0) or right (1).
 
     The state is the observation: position (m), velocity (m/s), the pole's angle from upright (rad) and its
@@ -42,13 +43,13 @@ class CartPole(Environment):
     Reward 1 a step, the last one included; an episode ends beyond ±2.4 m or ±12°.
     """
 
-    id: ClassVar[str] = "CartPole-v1"
-    title: ClassVar[str] = "Cart and pole"
-    description: ClassVar[str] = (
+    id: str = "CartPole-v1"
+    title: str = "Cart and pole"
+    description: str = (
         "Balance a pole on a cart by pushing the cart left or right; Gymnasium's CartPole-v1. "
         "Reward 1 a step, until the cart is 2.4 m from the centre or the pole 12 degrees from upright."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("gravity", 9.8, 0.0, 100.0, "m/s^2", "Acceleration of gravity."),
         Parameter("masscart", 1.0, 0.01, 100.0, "kg", "Mass of the cart."),
         Parameter("masspole", 0.1, 0.001, 100.0, "kg", "Mass of the pole."),
@@ -56,9 +57,9 @@ class CartPole(Environment):
         Parameter("force_mag", 10.0, -100.0, 100.0, "N", "Force of a push; below zero, the pushes are swapped."),
         Parameter("tau", 0.02, 0.0001, 0.2, "s", "Time between two states."),
     )
-    observation_space: ClassVar[Box] = _observation_space()
-    action_space: ClassVar[Discrete[np.int64]] = Discrete(2)
-    default_horizon: ClassVar[int] = 500
+    observation_space: Box = _observation_space()
+    action_space: Discrete[np.int64] = Discrete(2)
+    default_horizon: int = 500
 
     @override
     def prepare(self, params: Params) -> Params:

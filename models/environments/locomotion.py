@@ -21,7 +21,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _parameters(ctrl_cost_weight: float, healthy_reward: float, *more: Parameter
     )
 
 
-class Locomotion(Environment):
+class Locomotion(FunctionalEnvironment):
     """A body of limbs, joints and motors on a plane; the first axis is forward.
 
     A state is float64 whatever the dtype of the parameters: what :class:`models.environments.physics.Physics` says.
@@ -102,7 +103,8 @@ class Locomotion(Environment):
         progress + healthy_reward [healthy] - ctrl_cost_weight |a|² - contact_cost_weight |f|²
 
     where progress is ``direction`` v, or -|v - ``target_velocity``|, or minus the distance to the goal, and f the
-    contact forces, clipped to ±1, of bodies that observe them. An episode ends where the body is not healthy.
+    contact forces, clipped to ±1, of bodies that observe them. An episode ends where the body is not healthy; what
+    follows such a state is that state, so that no time goes into bodies that have fallen.
 
     Attributes:
         body: Its dimensions.
@@ -135,7 +137,8 @@ class Locomotion(Environment):
     def transition(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> Tensor:
         if state.is_meta:  # a question about shapes, which there are no numbers to simulate for
             return torch.empty_like(state)
-        arrays = [each.detach().cpu().numpy() for each in (state, action.clamp(-1, 1).double(), params["physics"])]
+        inputs = (state, action.clamp(-1, 1).double(), params["physics"], self.healthy(state))
+        arrays = [each.detach().cpu().numpy() for each in inputs]
         return torch.from_numpy(_physics(self.body).advance(*arrays)).to(state.device)
 
     @override

@@ -5,7 +5,7 @@ Source: Moore 1990, "Efficient memory-based learning for robot control", as Gymn
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _LEFT, _RIGHT = -1.2, 0.6
@@ -23,7 +24,7 @@ _START_LOW, _START_HIGH = -0.6, -0.4
 
 
 @final
-class MountainCar(Environment):
+class MountainCar(FunctionalEnvironment):
     """Drive out of a valley with a motor too weak for the slope: push left (0), not at all (1) or right (2).
 
     The state is the observation: position and velocity, in units of the track and track units a step.
@@ -34,25 +35,25 @@ class MountainCar(Environment):
     least the goal velocity.
     """
 
-    id: ClassVar[str] = "MountainCar-v0"
-    title: ClassVar[str] = "Mountain car"
-    description: ClassVar[str] = (
+    id: str = "MountainCar-v0"
+    title: str = "Mountain car"
+    description: str = (
         "Drive out of a valley by swinging to and fro, the motor being weaker than the slope; Gymnasium's "
         "MountainCar-v0. Reward -1 a step until the goal."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("force", 0.001, 0.0, 0.01, "per step^2", "Acceleration by the motor."),
         Parameter("gravity", 0.0025, 0.0, 0.025, "per step^2", "Acceleration by the slope where it is steepest."),
         Parameter("goal_position", 0.5, -0.4, 0.6, "", "Position from which the goal is reached."),
         Parameter("goal_velocity", 0.0, -0.07, 0.07, "per step", "Least velocity to reach the goal with."),
     )
-    observation_space: ClassVar[Box] = Box(
+    observation_space: Box = Box(
         np.array([_LEFT, -_MAX_SPEED], np.float32),
         np.array([_RIGHT, _MAX_SPEED], np.float32),
         dtype=np.float32,
     )
-    action_space: ClassVar[Discrete[np.int64]] = Discrete(3)
-    default_horizon: ClassVar[int] = 200
+    action_space: Discrete[np.int64] = Discrete(3)
+    default_horizon: int = 200
 
     @override
     def prepare(self, params: Params) -> Params:

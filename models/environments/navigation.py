@@ -6,7 +6,7 @@ Source: Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning", section 5.3.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from gymnasium.spaces import Box
 from torch import Tensor
 from typing_extensions import override
 
-from models.environments.base import Environment, Parameter
+from models.environments.base import Parameter
+from models.environments.functional import FunctionalEnvironment
 from models.types import Params
 
 _MAX_SPEED = 0.1
@@ -22,7 +23,7 @@ _REACHED = 0.01
 
 
 @final
-class Navigation2D(Environment):
+class Navigation2D(FunctionalEnvironment):
     """Walk from the origin to a goal, the action being the velocity, clipped to ±0.1 on each axis.
 
     The state is the observation: the position, which does not say where the goal is. With d the distance
@@ -30,21 +31,21 @@ class Navigation2D(Environment):
     nothing is felt outside the radius). An episode ends where |dx| and |dy| are both below 0.01.
     """
 
-    id: ClassVar[str] = "Navigation2D-v0"
-    title: ClassVar[str] = "Navigation in the plane"
-    description: ClassVar[str] = (
+    id: str = "Navigation2D-v0"
+    title: str = "Navigation in the plane"
+    description: str = (
         "Walk from the origin to a goal that the observation does not show. Dense reward: minus the distance "
         "to the goal; sparse: 1 at the goal, falling to 0 at the radius. Ends within 0.01 on both axes."
     )
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    parameters: tuple[Parameter, ...] = (
         Parameter("goal_x", 0.5, -10.0, 10.0, "m", "The goal's position on the first axis."),
         Parameter("goal_y", 0.5, -10.0, 10.0, "m", "The goal's position on the second axis."),
         Parameter("reward", "dense", choices=("dense", "sparse"), description="How the distance is rewarded."),
         Parameter("radius", 0.2, 0.01, 100.0, "m", "Distance at which the sparse reward begins; no use if dense."),
     )
-    observation_space: ClassVar[Box] = Box(-np.inf, np.inf, (2,), np.float32)
-    action_space: ClassVar[Box] = Box(-_MAX_SPEED, _MAX_SPEED, (2,), np.float32)
-    default_horizon: ClassVar[int] = 100
+    observation_space: Box = Box(-np.inf, np.inf, (2,), np.float32)
+    action_space: Box = Box(-_MAX_SPEED, _MAX_SPEED, (2,), np.float32)
+    default_horizon: int = 100
 
     @override
     def prepare(self, params: Params) -> Params:

@@ -69,13 +69,14 @@ class Physics:
         self._idle: OrderedDict[tuple[object, ...], _Stepper] = OrderedDict()
         self._lock = Lock()
 
-    def advance(self, state: Array, control: Array, factors: Array) -> Array:
+    def advance(self, state: Array, control: Array, factors: Array, moving: NDArray[np.bool_]) -> Array:
         """The states that follow, on as many threads as torch uses.
 
         Args:
             state: [..., S].
             control: [..., A], of each actuator.
             factors: What to multiply each quantity of ``scaled`` with; its leading axes broadcast against the states'.
+            moving: [...], which states to step; the others stay as they are.
         """
         axes = state.shape[:-1]
         key = (torch.get_num_threads(), axes, factors.shape, factors.tobytes())
@@ -83,10 +84,11 @@ class Physics:
         with self._lock:
             stepper = self._idle.pop(key, None)
         if stepper is None:
-            rows = np.broadcast_to(factors, (*axes, len(self._scaled))).reshape(-1, len(self._scaled))
-            models = [self.model(tuple(row)) for row in rows.tolist()]
+            each = np.broadcast_to(factors, (*axes, len(self._scaled))).reshape(-1, len(self._scaled))
+            models = [self.model(tuple(row)) for row in each.tolist()]
             stepper = self._make(models, torch.get_num_threads(), self._frame_skip)
-        after = stepper(state.reshape(math.prod(axes), -1), control.reshape(math.prod(axes), -1))
+        rows = math.prod(axes)
+        after = stepper(state.reshape(rows, -1), control.reshape(rows, -1), moving.reshape(rows))
         with self._lock:
             self._idle[key] = stepper
             if len(self._idle) > _STEPPERS_KEPT:
@@ -117,7 +119,7 @@ class Physics:
 
 
 class _Stepper(Protocol):
-    def __call__(self, state: Array, control: Array) -> Array:
+    def __call__(self, state: Array, control: Array, moving: NDArray[np.bool_]) -> Array:
         """The states [R, S] that follow."""
 
 
@@ -133,11 +135,11 @@ class _Native:
         self._control = self._batch.bind("ctrl")
         self._frame_skip = frame_skip
 
-    def __call__(self, state: Array, control: Array) -> Array:
+    def __call__(self, state: Array, control: Array, moving: NDArray[np.bool_]) -> Array:
         for field, place in self._places(state):
             field[:] = place
         self._control[:] = control
-        self._batch.step(nstep=self._frame_skip)
+        self._batch.step(None if moving.all() else moving, nstep=self._frame_skip)
         after = np.empty_like(state)
         for field, place in self._places(after):
             place[:] = field
@@ -161,10 +163,10 @@ class _WithContacts:
         self._frame_skip = frame_skip
         self._size = mujoco.mj_stateSize(models[0], _STATE)
 
-    def __call__(self, state: Array, control: Array) -> Array:
+    def __call__(self, state: Array, control: Array, moving: NDArray[np.bool_]) -> Array:
         before = np.concatenate((state[:, : self._size], control), 1)
-        after = np.empty_like(state)
-        rows = iter(range(len(state)))  # shared: whoever is done takes the next row
+        after = state.copy()
+        rows = iter(np.flatnonzero(moving).tolist())  # shared: whoever is done takes the next row
         work = [self._executor.submit(self._step, data, rows, before, after) for data in self._data[1:]]
         self._step(self._data[0], rows, before, after)
         for each in work:

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from models.checkpoint import InvalidArtefact, load_state, pack, save_params, unpack
+from models.checkpoint import InvalidArtefact, load_state, pack, save_params, save_state, unpack
 from models.environments import ENVIRONMENTS
-from models.learners import MAMLConfig
+from models.learners import MAML, MAMLConfig
 from models.policy import Policy, PolicyConfig
+from models.training import TrainingState
 from models.types import Params
 
 
@@ -34,6 +35,39 @@ def test_a_version_comes_back_as_it_was_written(environment: str) -> None:
     assert artefact.manifest["seed"] == 3
     for name, value in params.items():
         assert torch.equal(artefact.params[name], value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PolicyConfig((5,), log_std="state", context_size=3, layer_norm=True),
+        PolicyConfig((5, 4), "gelu", "clip", -1.0, normalise_observations=True, initialisation="orthogonal"),
+    ],
+)
+def test_every_member_of_an_architecture_comes_back(config: PolicyConfig) -> None:
+    model = ENVIRONMENTS["Navigation2D-v0"]
+    policy = Policy(config, model.observation_space, model.action_space)
+    artefact = unpack(*pack(MAMLConfig(), policy, policy.initialise(0), {}))
+    assert artefact.policy.config == config
+    assert artefact.policy.shapes() == policy.shapes()
+
+
+def test_an_architecture_written_before_its_newer_members_is_read_with_their_defaults() -> None:
+    manifest, parameters = packed()
+    data = json.loads(manifest)
+    for newer in ("log_std", "context_size", "layer_norm", "initialisation"):
+        del data["policy"][newer]
+    artefact = unpack(json.dumps(data).encode(), parameters)
+    assert artefact.policy.config == PolicyConfig(hidden=(8, 4), activation="relu")
+
+
+def test_a_training_state_that_has_made_no_step_comes_back() -> None:
+    policy, params = policy_and_params("CartPole-v1")
+    state = MAML(MAMLConfig(), policy).initialise(3)
+    loaded = load_state(save_state(TrainingState(state)))
+    assert loaded.learner.optimiser.step == loaded.iterations == 0
+    for name, value in params.items():
+        assert torch.equal(loaded.learner.params[name], value)
 
 
 def test_equal_content_gives_equal_bytes() -> None:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.environments import ENVIRONMENTS, Environment, Navigation2D
+from models.environments import ENVIRONMENTS, FunctionalEnvironment, Navigation2D
 from models.types import Params
 
 BESIDE = 32  # Gymnasium environments that run beside one batch
 NO_KEYS = torch.zeros(1, BESIDE, dtype=torch.int64)
 
 
-def prepared(environment: Environment, changed: dict[str, float], dtype: torch.dtype) -> Params:
+def prepared(environment: FunctionalEnvironment, changed: dict[str, float], dtype: torch.dtype) -> Params:
     """The parameters of one task, [1, 1]."""
     return environment.prepare(
         {
@@ -29,7 +29,7 @@ def prepared(environment: Environment, changed: dict[str, float], dtype: torch.d
     )
 
 
-def make_twins(environment: Environment, changed: dict[str, float]) -> list[gymnasium.Env]:
+def make_twins(environment: FunctionalEnvironment, changed: dict[str, float]) -> list[gymnasium.Env]:
     twins = [gymnasium.make(environment.id) for _ in range(BESIDE)]
     for i, twin in enumerate(twins):
         inner = twin.unwrapped
@@ -54,7 +54,7 @@ class Compared:
 
 
 def run_beside_gymnasium(
-    environment: Environment,
+    environment: FunctionalEnvironment,
     choose: Callable[[np.ndarray, np.random.Generator], int],
     steps: int,
     dtype: torch.dtype,

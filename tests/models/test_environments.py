@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import random
-from models.environments import ENVIRONMENTS, Environment, Parameter
+from models.environments import ENVIRONMENTS, FunctionalEnvironment, Parameter
 from models.environments.locomotion import Locomotion
 from models.types import InvalidValue, Params
 
@@ -18,7 +18,7 @@ environments = pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
-def spread_params(environment: Environment, tasks: int, dtype: torch.dtype) -> Params:
+def spread_params(environment: FunctionalEnvironment, tasks: int, dtype: torch.dtype) -> Params:
     """Prepared parameters [N, 1]: the defaults, each number of each task scaled a little differently."""
     params = {}
     for i, each in enumerate(environment.parameters):
@@ -28,7 +28,7 @@ def spread_params(environment: Environment, tasks: int, dtype: torch.dtype) -> P
     return environment.prepare(params)
 
 
-def random_actions(environment: Environment, keys: Tensor, dtype: torch.dtype) -> Tensor:
+def random_actions(environment: FunctionalEnvironment, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Actions for every key; continuous ones reach beyond the action space."""
     if isinstance(environment.action_space, gymnasium.spaces.Discrete):
         return (random.uniform(keys, 1)[..., 0] * int(environment.action_space.n)).long()
@@ -36,7 +36,7 @@ def random_actions(environment: Environment, keys: Tensor, dtype: torch.dtype) -
     return random.normal(keys, environment.action_size, dtype) * 0.2
 
 
-def unroll(environment: Environment, params: Params, keys: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+def unroll(environment: FunctionalEnvironment, params: Params, keys: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """States [steps + 1, N, B, S] of episodes that are not stopped by their ends."""
     states = [environment.initial(keys, params)]
     for t in range(steps):
@@ -48,7 +48,9 @@ def unroll(environment: Environment, params: Params, keys: Tensor, steps: int, d
 
 @environments
 @dtypes
-def test_shapes_and_dtypes_follow_the_keys_and_the_parameters(environment: Environment, dtype: torch.dtype) -> None:
+def test_shapes_and_dtypes_follow_the_keys_and_the_parameters(
+    environment: FunctionalEnvironment, dtype: torch.dtype
+) -> None:
     params = spread_params(environment, 3, dtype)
     keys = random.fold_in(random.key(1), torch.arange(15)).reshape(3, 5)
     state = environment.initial(keys, params)
@@ -66,7 +68,7 @@ def test_shapes_and_dtypes_follow_the_keys_and_the_parameters(environment: Envir
 
 
 @environments
-def test_a_fused_step_equals_its_parts(environment: Environment) -> None:
+def test_a_fused_step_equals_its_parts(environment: FunctionalEnvironment) -> None:
     params = spread_params(environment, 3, torch.float64)
     keys = random.fold_in(random.key(2), torch.arange(15)).reshape(3, 5)
     state = environment.initial(keys, params)
@@ -82,7 +84,9 @@ def test_a_fused_step_equals_its_parts(environment: Environment) -> None:
 
 @environments
 @dtypes
-def test_an_episode_alone_equals_the_same_episode_among_many(environment: Environment, dtype: torch.dtype) -> None:
+def test_an_episode_alone_equals_the_same_episode_among_many(
+    environment: FunctionalEnvironment, dtype: torch.dtype
+) -> None:
     params = spread_params(environment, 4, dtype)
     keys = random.fold_in(random.key(3), torch.arange(28)).reshape(4, 7)
     together = unroll(environment, params, keys, 30, dtype)
@@ -95,7 +99,7 @@ def test_an_episode_alone_equals_the_same_episode_among_many(environment: Enviro
 
 
 @environments
-def test_rewards_and_ends_of_a_whole_rollout_equal_those_of_its_steps(environment: Environment) -> None:
+def test_rewards_and_ends_of_a_whole_rollout_equal_those_of_its_steps(environment: FunctionalEnvironment) -> None:
     params = spread_params(environment, 3, torch.float64)
     keys = random.fold_in(random.key(4), torch.arange(12)).reshape(3, 4)
     states = unroll(environment, params, keys, 40, torch.float64)
@@ -116,7 +120,7 @@ def test_rewards_and_ends_of_a_whole_rollout_equal_those_of_its_steps(environmen
     [each for each in ENVIRONMENTS.values() if not isinstance(each, Locomotion)],
     ids=lambda each: each.id,
 )
-def test_first_states_differ_only_where_the_environment_draws_them(environment: Environment) -> None:
+def test_first_states_differ_only_where_the_environment_draws_them(environment: FunctionalEnvironment) -> None:
     params = spread_params(environment, 1, torch.float64)
     keys = random.fold_in(random.key(5), torch.arange(4000)).reshape(1, 4000)
     first = environment.initial(keys, params)[0]
@@ -135,7 +139,7 @@ def test_first_states_differ_only_where_the_environment_draws_them(environment: 
 
 
 @environments
-def test_every_parameter_is_described_and_accepts_its_own_default_and_ends(environment: Environment) -> None:
+def test_every_parameter_is_described_and_accepts_its_own_default_and_ends(environment: FunctionalEnvironment) -> None:
     assert environment.title
     assert environment.description
     names = [each.name for each in environment.parameters]
@@ -148,7 +152,7 @@ def test_every_parameter_is_described_and_accepts_its_own_default_and_ends(envir
 
 
 @environments
-def test_dynamics_stay_finite_for_ten_steps_at_the_ends_of_every_range(environment: Environment) -> None:
+def test_dynamics_stay_finite_for_ten_steps_at_the_ends_of_every_range(environment: FunctionalEnvironment) -> None:
     for each in environment.parameters:
         for value in each.choices or (each.low, each.high):
             raw = {
@@ -206,7 +210,7 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones() -> None:
 
 
 @environments
-def test_everything_stays_on_the_device_of_the_parameters(environment: Environment) -> None:
+def test_everything_stays_on_the_device_of_the_parameters(environment: FunctionalEnvironment) -> None:
     # The meta device computes shapes only, and refuses to mix with the processor's tensors: any machine has it.
     raw = {each.name: torch.empty(2, 1, device="meta") for each in environment.parameters}
     params, keys = environment.prepare(raw), torch.empty(2, 3, dtype=torch.int64, device="meta")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from models.layers import LAYERS
+from models.layers import LAYERS, normalised_layer
 
 TORCH = {
     "tanh": torch.tanh,
@@ -33,6 +35,27 @@ def test_a_layer_is_an_affine_map_and_its_nonlinearity_with_and_without_gradient
 def test_first_and_second_derivatives_equal_finite_differences(name: str, x_needs_grad: bool) -> None:
     assert torch.autograd.gradcheck(LAYERS[name], inputs(x_needs_grad=x_needs_grad))
     assert torch.autograd.gradgradcheck(LAYERS[name], inputs(x_needs_grad=x_needs_grad))
+
+
+def norm_inputs() -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(1)
+    return (*inputs(), *(torch.randn(2, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_normalised_layer_is_torchs_layer_norm_network_by_network(name: str) -> None:
+    x, weight, bias, scale, shift = norm_inputs()
+    together = normalised_layer(name, x, weight, bias, scale, shift)
+    for n in range(2):
+        z = torch.nn.functional.layer_norm(x[n] @ weight[n] + bias[n], (4,), scale[n], shift[n])
+        torch.testing.assert_close(together[n], TORCH[name](z))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_first_and_second_derivatives_of_a_normalised_layer_equal_finite_differences(name: str) -> None:
+    layer = partial(normalised_layer, name)
+    assert torch.autograd.gradcheck(layer, norm_inputs())
+    assert torch.autograd.gradgradcheck(layer, norm_inputs())
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)])

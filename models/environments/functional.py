@@ -1,0 +1,99 @@
+"""Environments whose dynamics are functions of states, in torch over leading batch axes.
+
+The functions are those of ``gymnasium.experimental.functional.FuncEnv``, so that the dynamics and the reward of a task
+are separate and replaceable.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from models.environments.base import Environment, Simulation
+from models.types import Params
+
+if TYPE_CHECKING:
+    from models.tasks import TaskBatch
+
+
+class FunctionalEnvironment(Environment):
+    """An environment that is given by functions of its state.
+
+    State is a float tensor ``[..., S]`` and keys (:mod:`models.random`) are int64 ``[...]``. Parameters are
+    tensors of one shape that broadcasts against the leading axes, ``[N, 1]`` for states ``[N, B, S]``; a
+    categorical one is the index of its choice. Dtype and device are those of the parameters; a state may be of a more
+    precise dtype than that, what is observed and rewarded is not. Actions are in
+    environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
+    action space by the environment.
+
+    Every method but :meth:`prepare` takes parameters that went through :meth:`prepare` once, so that
+    what depends on the parameters alone is not worked out again at every step.
+    """
+
+    @abstractmethod
+    def initial(self, rng: Tensor, params: Params) -> Tensor:
+        """First states of episodes, ``[*rng.shape, S]``; each depends on its own key and parameters only."""
+
+    @abstractmethod
+    def transition(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> Tensor:
+        """The states that follow, ``[..., S]``."""
+
+    @abstractmethod
+    def observation(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
+        """What a policy sees of the states, ``[..., O]``; ``rng`` may be ``None`` where it draws nothing."""
+
+    @abstractmethod
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
+        """The environment's own reward of each transition, ``[...]``; ``rng`` as in :meth:`observation`."""
+
+    @abstractmethod
+    def terminal(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
+        """Whether an episode ends in each state, bool ``[...]``; a horizon is the task's, not a state's."""
+
+    def step(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> tuple[Tensor, Tensor, Tensor]:
+        """Next state, reward and whether the next state is terminal."""
+        next_state = self.transition(state, action, rng, params)
+        reward = self.reward(state, action, next_state, rng, params)
+        return next_state, reward, self.terminal(next_state, rng, params)
+
+    @final
+    @override
+    def simulate(self, rng: Tensor, tasks: TaskBatch) -> FunctionalSimulation:
+        return FunctionalSimulation(self, rng, tasks.params)
+
+
+@final
+class FunctionalSimulation(Simulation):
+    """Episodes whose states are kept, so that the rewards of all steps are computed in one go.
+
+    Args:
+        environment: The functions.
+        rng: A key for each episode, [N, B].
+        params: Prepared parameters, each [N, 1, ...].
+    """
+
+    def __init__(self, environment: FunctionalEnvironment, rng: Tensor, params: Params) -> None:
+        self._environment = environment
+        self._params = params
+        self._states = [environment.initial(rng, params)]
+        self.first_observation = environment.observation(self._states[0], None, params)
+
+    @override
+    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        environment, state = self._environment, self._states[-1]
+        moved = environment.transition(state, action, rng, self._params)
+        # A finished episode stands still: its last state stays for the bootstrap, and nothing can overflow.
+        state = torch.where(alive.unsqueeze(-1), moved, state)
+        self._states.append(state)
+        terminal = environment.terminal(state, rng, self._params)
+        return environment.observation(state, None, self._params), terminal
+
+    @override
+    def rewards(self, action: Tensor) -> Tensor:
+        state = torch.stack(self._states[: action.shape[1] + 1], 1)
+        per_step = {name: value.unsqueeze(1) for name, value in self._params.items()}
+        return self._environment.reward(state[:, :-1], action, state[:, 1:], None, per_step)
