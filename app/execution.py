@@ -25,7 +25,7 @@ from app.settings import Settings
 from app.store import ArtefactStore
 from models.adaptation import AdaptationDiverged
 from models.checkpoint import InvalidArtefact
-from models.learners.maml import Diverged
+from models.learners.base import Diverged
 from models.rollout import NonFiniteReward
 from models.types import InvalidValue
 

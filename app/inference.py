@@ -162,7 +162,7 @@ class PolicyBank:
         with self._database.snapshot() as session:
             spec, sha256, expires_at = policies.load(session, name)
         policy = policy_from_json(spec)
-        params = check_params(policy, load_params(self._store.read(sha256)))
+        params = check_params(policy.shapes(), load_params(self._store.read(sha256)))
         expires_s = float("inf") if expires_at is None else expires_at.timestamp()
         return _Hot(NumpyPolicy(policy, numpy_params(params)), expires_s)
 

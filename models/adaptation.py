@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from models import random
-from models.learners import MAML
+from models.learners import Learner
+from models.learners.base import LearningRate
 from models.rollout import collect
 from models.tasks import TaskBatch
 from models.types import InvalidValue, Params, all_finite, stack_params
@@ -34,8 +35,9 @@ class InnerLoop:
     episodes: Annotated[int, Ge(2), Le(1000)] = 20
     """Episodes collected for each step."""
 
-    learning_rate: Annotated[float, Gt(0), Le(1000)] | None = None
-    """Step size; null takes the learner's `inner_learning_rate`."""
+    learning_rate: LearningRate | None = None
+    """Step size, or a list with one for each step, the last of which goes on; null takes the learner's own. A learner
+    that has learned its rates takes no other."""
 
     evaluation_episodes: Annotated[int, Ge(1), Le(1000)] = 20
     """Fresh episodes, used for nothing else, that measure the return before adapting and after each step."""
@@ -86,7 +88,18 @@ def require_memory(episodes: int, horizon: int, pointer: str, units: int = 1) ->
         raise InvalidValue(pointer, f"{episodes} episodes of {horizon} steps are too many; at most {limit} fit")
 
 
-def adapt(learner: MAML, params: Params, tasks: TaskBatch, method: InnerLoop, seed: int) -> Adaptation:
+def require_rate(learner: Learner[Any], method: InnerLoop) -> None:
+    """Refuse a step size where the learner has learned its own.
+
+    Raises:
+        InvalidValue: At ``/method/learning_rate``.
+    """
+    if method.learning_rate is not None and learner.inner.learned is not None:
+        name = learner.config.name
+        raise InvalidValue("/method/learning_rate", f"must be null: a version of {name} has learned its own rates")
+
+
+def adapt(learner: Learner[Any], params: Params, tasks: TaskBatch, method: InnerLoop, seed: int) -> Adaptation:
     """Adapt one initialisation to each of N tasks.
 
     Support and evaluation episodes come from streams of their own, so measuring changes nothing.
@@ -103,24 +116,27 @@ def adapt(learner: MAML, params: Params, tasks: TaskBatch, method: InnerLoop, se
 
     Raises:
         AdaptationDiverged: If a parameter became NaN or infinite.
-        InvalidValue: If a rollout would not fit in memory.
+        InvalidValue: If a rollout would not fit in memory, or the rate is not to be chosen.
         NonFiniteReward: If a task's reward became so.
     """
-    horizon = int(tasks.horizon.max())
+    horizon, device = int(tasks.horizon.max()), tasks.horizon.device
     require_memory(method.episodes, horizon, "/method/episodes", sum(learner.policy.config.hidden))
     require_memory(method.evaluation_episodes, horizon, "/method/evaluation_episodes")
-    keys = random.fold_in(random.key(seed, "adapt"), torch.arange(len(tasks)))
+    require_rate(learner, method)
+    keys = random.fold_in(random.key(seed, "adapt", device=device), torch.arange(len(tasks), device=device))
     adapted = stack_params(params, len(tasks))
-    steps_used = torch.zeros(len(tasks), dtype=torch.int64)
+    steps_used = torch.zeros(len(tasks), dtype=torch.int64, device=device)
     curve = []
     for step in range(method.steps + 1):
         if step:
-            support_keys = random.fold_in(keys, 2 * step)
-            rollout, adapted = learner.inner_step(adapted, tasks, support_keys, method.episodes, method.learning_rate)
+            rollout, adapted = learner.inner_step(
+                adapted, tasks, random.fold_in(keys, 2 * step), step - 1, method.episodes, method.learning_rate
+            )
             steps_used = steps_used + rollout.mask.count_nonzero((1, 2))
             if not all_finite(adapted):
                 raise AdaptationDiverged(f"step {step} gave NaN or infinite parameters; try a smaller learning_rate")
         evaluation_keys = random.fold_in(keys, 2 * step + 1)
         fresh = collect(learner.policy, adapted, tasks, method.evaluation_episodes, evaluation_keys)
         curve.append(CurvePoint(step * method.episodes, steps_used, fresh.mean_return))
-    return Adaptation(learner.fit_value(adapted, tasks, fresh), tuple(curve))
+    fitted = learner.fit_value(adapted, tasks, fresh)
+    return Adaptation({name: fitted[name] for name in learner.policy.shapes()}, tuple(curve))

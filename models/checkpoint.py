@@ -19,11 +19,11 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from models.learners import LEARNERS, MAML, LearnerConfig, MAMLConfig
-from models.learners.maml import LearnerState
+from models.learners import CONFIGS, LEARNERS, Learner, LearnerConfig
+from models.learners.base import LearnerState
 from models.optimiser import AdamState
 from models.policy import Policy, PolicyConfig
-from models.training import TrainingState
+from models.training import Best, TrainingState
 from models.types import Params, all_finite, canonical_json
 
 FORMAT = 1
@@ -48,7 +48,7 @@ class Artefact:
     policy: Policy
     params: Params
 
-    def build(self) -> MAML:
+    def build(self) -> Learner[Any]:
         """The learner that can adapt these parameters."""
         return LEARNERS[self.learner.name](self.learner, self.policy)
 
@@ -180,26 +180,26 @@ def unpack(manifest: bytes, parameters: bytes) -> Artefact:
         if entry["sha256"] != digest:
             raise InvalidArtefact(f"{PARAMETERS_FILE} has sha256 {digest}, the manifest says {entry['sha256']}")
         policy = policy_from_json(data)
-        learner = from_json(MAMLConfig, data["learner"])
+        learner = from_json(CONFIGS[data["learner"]["name"]], data["learner"])
+        shapes = LEARNERS[learner.name](learner, policy).shapes()
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InvalidArtefact):
             raise
         raise InvalidArtefact(f"the manifest is malformed: {error!r}") from error
-    return Artefact(data, learner, policy, check_params(policy, load_params(parameters)))
+    return Artefact(data, learner, policy, check_params(shapes, load_params(parameters)))
 
 
-def check_params(policy: Policy, params: Params) -> Params:
-    """The tensors, if they are those of one such policy.
+def check_params(shapes: Mapping[str, tuple[int, ...]], params: Params) -> Params:
+    """The tensors, if they are of these names and shapes.
 
     Raises:
         InvalidArtefact: On a missing, surplus or misshapen tensor, or one that is not finite.
     """
-    shapes = policy.shapes()
     if set(shapes) != set(params):
-        raise InvalidArtefact(f"tensors {sorted(params)} where the policy has {sorted(shapes)}")
+        raise InvalidArtefact(f"tensors {sorted(params)} where there should be {sorted(shapes)}")
     for name, shape in shapes.items():
         if tuple(params[name].shape) != shape:
-            raise InvalidArtefact(f"{name} is {tuple(params[name].shape)}, the policy needs {shape}")
+            raise InvalidArtefact(f"{name} is {tuple(params[name].shape)}, but should be {shape}")
     if not all_finite(params):
         raise InvalidArtefact("a parameter is NaN or infinite")
     return params
@@ -207,15 +207,19 @@ def check_params(policy: Policy, params: Params) -> Params:
 
 def save_state(state: TrainingState) -> bytes:
     """A training state as one safetensors file; counters travel in its header."""
-    tensors = {f"params/{name}": value for name, value in state.learner.params.items()}
-    tensors |= {f"mean/{name}": value for name, value in state.learner.optimiser.mean.items()}
-    tensors |= {f"square/{name}": value for name, value in state.learner.optimiser.square.items()}
+    adam, best = state.learner.optimiser, state.best
+    groups = {"params": state.learner.params, "mean": adam.mean, "square": adam.square, "memory": state.learner.memory}
+    # safetensors refuses tensors that share memory, as the best's do while it is the newest.
+    groups |= {"best": {name: value.clone() for name, value in best.params.items()}} if best else {}
+    tensors = {f"{group}/{name}": value for group, params in groups.items() for name, value in params.items()}
     tensors["history"] = torch.tensor(state.history, dtype=torch.float64)
+    tensors["gaps"] = torch.tensor(state.gaps, dtype=torch.float64)
     counters = {
         "iterations": state.iterations,
         "environment_steps": state.environment_steps,
         "seconds": state.seconds,
-        "optimiser_step": state.learner.optimiser.step,
+        "optimiser_step": adam.step,
+        "best": None if best is None else {"iteration": best.iteration, "metrics": best.metrics},
         "code_version": code_version(),
     }
     return save_params(tensors, {"headstart": json.dumps(counters)})
@@ -232,18 +236,22 @@ def load_state(data: bytes) -> TrainingState:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         counters = json.loads(header["__metadata__"]["headstart"])
 
-        def part(prefix: str) -> dict[str, Tensor]:
+        def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        adam = AdamState(counters["optimiser_step"], part("mean/"), part("square/"))
+        adam = AdamState(counters["optimiser_step"], group("mean/"), group("square/"))
+        # A checkpoint of an earlier version has neither a best nor gaps.
+        best, gaps = counters.get("best"), tensors.get("gaps")
         return TrainingState(
-            LearnerState(part("params/"), adam),
+            LearnerState(group("params/"), adam, group("memory/")),
             counters["iterations"],
             counters["environment_steps"],
             counters["seconds"],
             tuple(tensors["history"].tolist()),
+            () if gaps is None else tuple(gaps.tolist()),
+            None if best is None else Best(group("best/"), best["iteration"], best["metrics"]),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InvalidArtefact(f"not a training state: {error!r}") from error
 
 

@@ -1,7 +1,7 @@
 """Losses of many tasks at once: each returns one number a task, [N], a mean over that task's real steps.
 
-Rows are steps of any order, ``M`` of them a task; ``mask`` is 1.0 for a real step and 0.0 for padding. A mean over
-tasks is never taken here: it would divide every inner learning rate by N.
+Rows are steps, ``M`` of them a task; ``mask`` is 1.0 for a real step and 0.0 for padding. A mean over tasks is never
+taken here: it would divide every inner learning rate by N.
 """
 
 from __future__ import annotations
@@ -47,6 +47,38 @@ def clipped_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask
     return -masked_mean(torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage), mask)
 
 
-def value_loss(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Half the mean squared error of the value head against return targets, [N]; targets are constants."""
-    return 0.5 * masked_mean((value - target) ** 2, mask)
+def dice_loss(log_prob: Tensor, old_log_prob: Tensor, discounted_reward: Tensor, mask: Tensor) -> Tensor:
+    """Minus the return, each reward weighted by the likelihood ratio of all actions that led to it.
+
+        L = -1/T Σ_t γ^t r_t Π_{u≤t} [ π(a_u|s_u) / π_old(a_u|s_u) ]
+
+    Its derivatives of every order are unbiased estimates of those of the expected return, divided by the mean length T
+    of an episode, which makes the first equal in scale to :func:`likelihood_ratio_loss`.
+
+    Args:
+        log_prob: [N, T, B], under the policy being learned.
+        old_log_prob: [N, T, B], under the policy that acted; a constant.
+        discounted_reward: γ^t r_t, [N, T, B]; a constant.
+        mask: [N, T, B].
+
+    Source: Foerster et al. 2018, "DiCE: the infinitely differentiable Monte Carlo estimator", eq. 5; the stored
+    log-probabilities take the place of the operator that stops gradients.
+    """
+    weight = torch.exp(((log_prob - old_log_prob) * mask).cumsum(1))
+    return -masked_mean((weight * discounted_reward).flatten(1), mask.flatten(1))
+
+
+def loaded_dice_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    """DiCE with a baseline: of an action's ratio, only what it adds to the ratios before it counts.
+
+        L = -1/T Σ_t A_t ( Π_{u≤t} ρ_u - Π_{u<t} ρ_u ),   ρ_u = π(a_u|s_u) / π_old(a_u|s_u)
+
+    With ``advantage`` = γ^t (G_t - b(s_t)) of whole returns G its derivatives of every order are those of
+    :func:`dice_loss` in expectation, at a lower variance. Arguments as there; ``advantage`` is [N, T, B].
+
+    Source: Farquhar, Whiteson & Foerster 2019, "Loaded DiCE", eq. 12, without its second discount.
+    """
+    log_ratio = (log_prob - old_log_prob) * mask
+    upto = log_ratio.cumsum(1)
+    gained = torch.exp(upto) - torch.exp(upto - log_ratio)
+    return -masked_mean((gained * advantage).flatten(1), mask.flatten(1))

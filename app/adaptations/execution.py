@@ -22,7 +22,7 @@ from models.checkpoint import (
     save_params,
     unpack,
 )
-from models.learners import MAML, MAMLConfig
+from models.learners import MAML, Learner, MAMLConfig
 from models.policy import Policy as Network
 from models.policy import PolicyConfig
 from models.tasks import TaskBatch, environment_of
@@ -88,7 +88,7 @@ def _files(session: Session, adaptation: Adaptation) -> dict[str, str]:
     return {name: sha256 for name, sha256 in session.execute(statement)}
 
 
-def _from_scratch(adaptation: Adaptation, task: Task) -> tuple[MAML, Params]:
+def _from_scratch(adaptation: Adaptation, task: Task) -> tuple[Learner[Any], Params]:
     environment = environment_of(task)
     config = from_json(PolicyConfig, adaptation.request["policy"] or {})
     policy = Network(config, environment.observation_space, environment.action_space)

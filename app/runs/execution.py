@@ -78,11 +78,11 @@ class _RunExecution:
 
     def resume(self, checkpoints: list[Checkpoint]) -> None:
         """Take up the newest state that is whole, and forget what was written beyond it."""
-        policy = self._training.build().policy
+        shapes = self._training.build().shapes()
         for checkpoint in checkpoints:
             try:
                 state = load_state(self._job.store.read(checkpoint.sha256))
-                check_params(policy, state.learner.params)
+                check_params(shapes, state.learner.params)
             except (Corrupt, InvalidArtefact) as error:
                 damaged = (self._run.id, checkpoint.iteration, error)
                 logger.warning("run %s: checkpoint %d is damaged: %s", *damaged)
@@ -215,7 +215,7 @@ class _RunExecution:
         assert state is not None
         policy = training.build().policy
         about = self._about(state, stopped_by)
-        manifest, parameters = pack(training.learner, policy, state.learner.params, about)
+        manifest, parameters = pack(training.learner, policy, state.kept, about)
         put = job.store.put
         files = {MANIFEST_FILE: put(manifest), PARAMETERS_FILE: put(parameters)}
         checkpoint = put(save_state(state))

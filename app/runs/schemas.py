@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -19,7 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from app import tables
 from app.tasks.schemas import LabelName, LabelValue, Split
 from app.validation import Name, Schema, Whole
-from models.learners import LearnerConfig
+from models.learners import LearnerConfig, MAMLConfig
 from models.policy import PolicyConfig
 from models.training import Stop
 
@@ -55,6 +56,14 @@ def _require_same_kinds(sent: object, taken: object, place: tuple[str | int, ...
 
 AsSent = WrapValidator(_as_sent)
 """Makes pydantic take a core config's numbers, texts and truth values only for what they are."""
+
+
+def _named(learner: object) -> object:
+    return {"name": "maml", **learner} if isinstance(learner, dict) else learner
+
+
+Learner = Annotated[LearnerConfig, Field(discriminator="name"), AsSent, BeforeValidator(_named)]
+"""A learner's config, told apart by its name; without one, MAML's."""
 
 
 class TaskSelection(Schema):
@@ -137,7 +146,7 @@ class NewRun(Schema):
     model: Name
     """Whose next version the run makes; a new name makes a new model."""
 
-    learner: Annotated[LearnerConfig, AsSent] = LearnerConfig()
+    learner: Learner = MAMLConfig()
     """The meta-learning algorithm and its hyperparameters."""
 
     policy: Annotated[PolicyConfig, AsSent] = PolicyConfig()

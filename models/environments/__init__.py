@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from models.environments.acrobot import Acrobot
 from models.environments.base import Environment, Parameter
 from models.environments.cartpole import CartPole
 from models.environments.functional import FunctionalEnvironment
 from models.environments.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from models.environments.mountain_car import MountainCar
+from models.environments.mountain_car_continuous import MountainCarContinuous
 from models.environments.navigation import Navigation2D
+from models.environments.pendulum import Pendulum
 
 
 def _is_installed(distribution: str) -> bool:
@@ -20,12 +23,20 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-_LOCOMOTION: tuple[FunctionalEnvironment, ...] = (HalfCheetah(), Ant(), Hopper(), Walker2d())
+_LOCOMOTION: tuple[FunctionalEnvironment, ...] = (Ant(), HalfCheetah(), Hopper(), Walker2d())
 _HAS_MUJOCO = _is_installed("mujoco-core")
 
 ENVIRONMENTS: dict[str, FunctionalEnvironment] = {
     environment.id: environment
-    for environment in (CartPole(), MountainCar(), Navigation2D(), *(_LOCOMOTION if _HAS_MUJOCO else ()))
+    for environment in (
+        Acrobot(),
+        CartPole(),
+        MountainCar(),
+        MountainCarContinuous(),
+        Navigation2D(),
+        Pendulum(),
+        *(_LOCOMOTION if _HAS_MUJOCO else ()),
+    )
 }
 """Every environment model by its id."""
 
@@ -35,6 +46,7 @@ NEEDED_EXTRAS: dict[str, str] = {} if _HAS_MUJOCO else {environment.id: "mujoco"
 __all__ = [
     "ENVIRONMENTS",
     "NEEDED_EXTRAS",
+    "Acrobot",
     "Ant",
     "CartPole",
     "Environment",
@@ -42,7 +54,9 @@ __all__ = [
     "HalfCheetah",
     "Hopper",
     "MountainCar",
+    "MountainCarContinuous",
     "Navigation2D",
     "Parameter",
+    "Pendulum",
     "Walker2d",
 ]

@@ -91,7 +91,7 @@ def test_an_adaptation_is_what_the_core_computes(client, version, learner):
     assert client.get(response.headers["location"]).json() == body
     policy = client.get(f"/v1/policies/{body['policy']}").json()
     file = client.get(f"/v1/policies/{body['policy']}/files/policy.safetensors")
-    params = check_params(policy_from_json(policy), load_params(file.content))
+    params = check_params(policy_from_json(policy).shapes(), load_params(file.content))
     assert all((params[name] == value[0]).all() for name, value in expected.params.items())
 
 

@@ -52,7 +52,7 @@ def test_a_run_is_queued_with_every_default_written_down(client):
 @pytest.mark.parametrize(
     ("changes", "pointer", "detail"),
     [
-        ({"learner": {"name": "reptile"}}, "/learner/name", "must be 'maml'"),
+        ({"learner": {"name": "hebbian"}}, "/learner/name", "'maml'"),
         ({"learner": {"inner_stepz": 1}}, "/learner/inner_stepz", "unknown field"),
         ({"learner": {"inner_steps": True}}, "/learner/inner_steps", "a number"),
         ({"learner": {"inner_learning_rate": "0.1"}}, "/learner/inner_learning_rate", "a number"),

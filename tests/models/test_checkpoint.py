@@ -8,6 +8,7 @@ import torch
 from models.checkpoint import InvalidArtefact, load_state, pack, save_params, save_state, unpack
 from models.environments import ENVIRONMENTS
 from models.learners import MAML, MAMLConfig
+from models.learners.cavia import CAVIAConfig
 from models.policy import Policy, PolicyConfig
 from models.training import TrainingState
 from models.types import Params
@@ -47,7 +48,8 @@ def test_a_version_comes_back_as_it_was_written(environment: str) -> None:
 def test_every_member_of_an_architecture_comes_back(config: PolicyConfig) -> None:
     model = ENVIRONMENTS["Navigation2D-v0"]
     policy = Policy(config, model.observation_space, model.action_space)
-    artefact = unpack(*pack(MAMLConfig(), policy, policy.initialise(0), {}))
+    learner = CAVIAConfig() if config.context_size else MAMLConfig()
+    artefact = unpack(*pack(learner, policy, policy.initialise(0), {}))
     assert artefact.policy.config == config
     assert artefact.policy.shapes() == policy.shapes()
 
@@ -83,7 +85,7 @@ def changed(**members: object) -> bytes:
     [
         (changed(format=2), "format 2 is unknown"),
         (changed(files={"parameters.safetensors": {"sha256": "0" * 64}}), "sha256"),
-        (changed(policy={"hidden": [9, 4], "activation": "relu"}), "the policy needs"),
+        (changed(policy={"hidden": [9, 4], "activation": "relu"}), "but should be"),
         (changed(policy={"hidden": [8], "activation": "relu"}), "tensors"),
         (changed(policy={"hidden": [8, 4], "activaton": "relu"}), "activaton"),
         (changed(action_space={"type": "discrete"}), "malformed"),

@@ -71,7 +71,8 @@ def test_a_rollout_makes_its_tensors_where_its_inputs_are(environment: str) -> N
 def test_an_outer_step_makes_its_tensors_where_its_inputs_are(learner: str, environment: str) -> None:
     tasks, of_keys = batch(environment), keys(3)
     config = LEARNER_CONFIGS[learner](episodes_per_task=2)
-    built = LEARNERS[learner](config, policy_for(tasks, PolicyConfig((4,), normalise_observations=True)))
+    architecture = PolicyConfig((4,), normalise_observations=True, context_size=2 if learner == "cavia" else 0)
+    built = LEARNERS[learner](config, policy_for(tasks, architecture))
     state = built.initialise(0, torch.float64)
     with torch.device("meta"):
         after, _ = built.outer_step(state, tasks, of_keys)

@@ -29,11 +29,12 @@ def spread_params(environment: FunctionalEnvironment, tasks: int, dtype: torch.d
 
 
 def random_actions(environment: FunctionalEnvironment, keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """Actions for every key; continuous ones reach beyond the action space."""
+    """Actions for every key; continuous ones reach beyond the action space, which they mostly lie in."""
     if isinstance(environment.action_space, gymnasium.spaces.Discrete):
         return (random.uniform(keys, 1)[..., 0] * int(environment.action_space.n)).long()
     assert environment.action_size is not None
-    return random.normal(keys, environment.action_size, dtype) * 0.2
+    assert environment.action_space.is_bounded()
+    return random.normal(keys, environment.action_size, dtype) * torch.tensor(environment.action_space.high).to(dtype)
 
 
 def unroll(environment: FunctionalEnvironment, params: Params, keys: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -125,9 +126,12 @@ def test_first_states_differ_only_where_the_environment_draws_them(environment: 
     keys = random.fold_in(random.key(5), torch.arange(4000)).reshape(1, 4000)
     first = environment.initial(keys, params)[0]
     low, high = {
+        "Acrobot-v1": ([-0.1] * 4, [0.1] * 4),
         "CartPole-v1": ([-0.05] * 4, [0.05] * 4),
         "MountainCar-v0": ([-0.6, 0.0], [-0.4, 0.0]),
+        "MountainCarContinuous-v0": ([-0.6, 0.0], [-0.4, 0.0]),
         "Navigation2D-v0": ([0.0, 0.0], [0.0, 0.0]),
+        "Pendulum-v1": ([-math.pi, -1.0], [math.pi, 1.0]),
     }[environment.id]
     bounds = torch.tensor([low, high], dtype=torch.float64)
     assert bool((first >= bounds[0]).all())

@@ -17,12 +17,12 @@ from torch import Tensor
 mujoco = pytest.importorskip("mujoco", reason="MuJoCo is not installed: it comes with headstart[mujoco]")
 
 from models import random  # noqa: E402
-from models.environments import ENVIRONMENTS, NEEDED_EXTRAS  # noqa: E402
+from models.environments import ENVIRONMENTS  # noqa: E402
 from models.environments.locomotion import _SCALED, Ant, HalfCheetah, Locomotion, _physics  # noqa: E402
 from models.families import PRESETS  # noqa: E402
 from models.policy import Policy, PolicyConfig  # noqa: E402
 from models.rollout import collect  # noqa: E402
-from models.tasks import TaskBatch, define_task, find_environment  # noqa: E402
+from models.tasks import TaskBatch, define_task  # noqa: E402
 from models.types import InvalidValue, Params, stack_params  # noqa: E402
 
 BODIES = [each for each in ENVIRONMENTS.values() if isinstance(each, Locomotion)]
@@ -280,14 +280,7 @@ def test_physics_outside_its_range_is_refused_by_name() -> None:
         define_task("HalfCheetah-v5", {"reward": "goal"})
 
 
-def test_an_environment_of_a_missing_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(ENVIRONMENTS, "Ant-v5")
-    monkeypatch.setitem(NEEDED_EXTRAS, "Ant-v5", "mujoco")
-    with pytest.raises(InvalidValue, match=r"Ant-v5 needs the extra headstart\[mujoco\]"):
-        find_environment("Ant-v5")
-
-
-def test_without_mujoco_the_core_works_and_the_bodies_are_absent() -> None:
+def test_without_mujoco_the_core_works_and_a_body_says_which_extra_it_needs() -> None:
     program = """
 import importlib.metadata, sys
 sys.modules["mujoco"] = None

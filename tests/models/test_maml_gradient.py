@@ -11,8 +11,10 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from models.learners import maml
-from models.learners.maml import MAML, Experience, MAMLConfig
+from models.learners import inner
+from models.learners.inner import Experience
+from models.learners.maml import MAML, MAMLConfig
+from models.learners.meta_gradient import Trial
 from models.policy import Policy, PolicyConfig
 from models.types import Params, stack_params
 
@@ -79,7 +81,17 @@ def enumerate_experience(learner: MAML, params: Params) -> Experience:
         head = learner.policy.head(params, learner.policy.features(params, observation))
         log_prob = learner.policy.log_prob(params, head, action)
     advantage = REWARDS[:, [s for s, _ in LISTED], [a for _, a in LISTED]]
-    return Experience(observation, action, log_prob, advantage, log_prob.exp() / STATES)
+    weight = log_prob.exp() / STATES
+    return Experience(observation, action, log_prob, advantage, advantage, weight, torch.ones_like(weight), len(LISTED))
+
+
+def meta_gradient(learner: MAML, params: Params, support: list[Experience], query: Experience) -> Params:
+    return learner.meta_gradient.gradient(params, Trial(support, query, [], None, [], None))  # type: ignore[arg-type]
+
+
+def descend(learner: MAML, params: Params, experience: Experience) -> Params:
+    adapted = learner.inner.descend(params, experience, 0, create_graph=False)
+    return {name: value.detach() for name, value in adapted.items()}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -92,10 +104,9 @@ def test_meta_gradient_equals_finite_differences_of_the_true_expected_return(ste
     current, support = stack_params(params, TASKS), []
     for _ in range(steps):
         support.append(enumerate_experience(learner, current))
-        current = learner._descend(current, support[-1], False)
-        current = {name: value.detach() for name, value in current.items()}
+        current = descend(learner, current, support[-1])
     query = enumerate_experience(learner, current)
-    ours = as_vector(learner.meta_gradient(params, support, query), names)
+    ours = as_vector(meta_gradient(learner, params, support, query), names)
 
     centre, width = as_vector(params, names), 1e-5
     objective = lambda v: sum(adapted_return(v, params, names, r, steps) for r in REWARDS) / TASKS  # noqa: E731
@@ -113,7 +124,10 @@ def random_experience(seed: int, rows: int = 30) -> Experience:
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     mask = (torch.rand(TASKS, rows, generator=g) > 0.2).double()
     action = torch.randint(0, ACTIONS, (TASKS, rows), generator=g)
-    return Experience(normal(TASKS, rows, STATES), action, -0.7 + 0.1 * normal(TASKS, rows), normal(TASKS, rows), mask)
+    log_prob, advantage = -0.7 + 0.1 * normal(TASKS, rows), normal(TASKS, rows)
+    return Experience(
+        normal(TASKS, rows, STATES), action, log_prob, advantage, advantage, mask, torch.ones_like(mask), rows
+    )
 
 
 def loop_meta_gradient(params: Params, names: list[str], support: list[Experience], query: Experience) -> Params:
@@ -149,14 +163,14 @@ def loop_meta_gradient(params: Params, names: list[str], support: list[Experienc
 def test_meta_gradient_equals_a_plain_loop_over_tasks_however_it_is_chunked(
     rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maml, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(inner, "ROWS_AT_ONCE", rows_at_once)
     learner = MAML(CONFIG, policy((5, 4)))
     params, names = (
         starting_params(learner.policy),
         [n for n in learner.policy.trainable() if "value" not in n],
     )
     support, query = [random_experience(1), random_experience(2)], random_experience(3)
-    ours = learner.meta_gradient(params, support, query)
+    ours = meta_gradient(learner, params, support, query)
     slow = loop_meta_gradient(params, names, support, query)
     for name in names:
         torch.testing.assert_close(ours[name], slow[name], rtol=1e-9, atol=1e-12)
@@ -166,14 +180,14 @@ def test_first_order_differs_from_second_order_and_is_the_gradient_at_the_adapte
     architecture = policy()
     params = starting_params(architecture)
     support, query = [random_experience(1)], random_experience(2)
-    second = MAML(CONFIG, architecture).meta_gradient(params, support, query)
+    second = meta_gradient(MAML(CONFIG, architecture), params, support, query)
     learner = MAML(dataclasses.replace(CONFIG, first_order=True), architecture)
-    first = learner.meta_gradient(params, support, query)
+    first = meta_gradient(learner, params, support, query)
     assert max(float((first[n] - second[n]).abs().max()) for n in first) > 1e-3
 
-    adapted = learner._descend(stack_params(params, TASKS), support[0], False)
+    adapted = descend(learner, stack_params(params, TASKS), support[0])
     leaves = {n: adapted[n].detach().requires_grad_() for n in first}
-    loss = learner._loss(adapted | leaves, query, None).sum()
+    loss = learner.inner.inner_loss(adapted | leaves, query).sum()
     for name, g in zip(first, torch.autograd.grad(loss, list(leaves.values())), strict=True):
         torch.testing.assert_close(first[name], g.mean(0))
 
@@ -182,6 +196,6 @@ def test_inner_learning_rate_does_not_shrink_with_the_number_of_tasks() -> None:
     learner = MAML(CONFIG, policy())
     params = stack_params(starting_params(learner.policy), TASKS)
     experience = random_experience(5)
-    together = learner._descend(params, experience, False)
-    alone = learner._descend({n: v[:1] for n, v in params.items()}, experience.select(slice(0, 1)), False)
+    together = descend(learner, params, experience)
+    alone = descend(learner, {n: v[:1] for n, v in params.items()}, experience.select(slice(0, 1)))
     torch.testing.assert_close(together["policy.weight"][:1], alone["policy.weight"])

@@ -8,11 +8,9 @@ import torch
 
 from models.adaptation import InnerLoop, adapt
 from models.checkpoint import load_state, save_state
-from models.environments import ENVIRONMENTS
-from models.environments.locomotion import Locomotion
 from models.families import PRESETS
-from models.learners import LEARNERS, MAMLConfig, maml
-from models.learners.maml import Diverged, LearnerState
+from models.learners import CONFIGS, LEARNERS, LearnerConfig, MAMLConfig, meta_gradient
+from models.learners.base import Diverged, LearnerState
 from models.policy import PolicyConfig
 from models.rollout import NonFiniteReward
 from models.tasks import TaskBatch, define_task
@@ -33,31 +31,61 @@ def same(a: TrainingState, b: TrainingState) -> bool:
     return all(torch.equal(value, b.learner.params[name]) for name, value in a.learner.params.items())
 
 
+def small(learner: str, **variant: object) -> LearnerConfig:
+    """A learner's config with those of the members that it has."""
+    config = CONFIGS[learner]
+    members = {"tasks_per_iteration": 3, "episodes_per_task": 4, "inner_learning_rate": 0.5} | variant
+    known = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in members.items() if name in known})  # type: ignore[arg-type]
+
+
+def small_policy(learner: str) -> PolicyConfig:
+    return PolicyConfig(hidden=(8,), normalise_observations=True, context_size=3 if learner == "cavia" else 0)
+
+
+def require_same_ends(run: Training) -> None:
+    states = [progress.state for progress in train(run)]
+    for state in states[:-1]:
+        *_, last = train(run, load_state(save_state(state)))
+        assert same(last.state, states[-1])
+        assert last.state.environment_steps == states[-1].environment_steps
+        assert (last.state.best is None) == (states[-1].best is None)
+        if last.state.best and states[-1].best:
+            assert last.state.best.iteration == states[-1].best.iteration
+            assert all(torch.equal(x, states[-1].kept[name]) for name, x in last.state.kept.items())
+
+
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize(
     "variant",
     [
         {},
         {"inner_steps": 2, "first_order": True, "outer_epochs": 1, "clip_ratio": None},
-        {"baseline": "value", "gae_decay": 0.9},
+        {"baseline": "value", "gae_decay": 0.9, "inner_learning_rate": (0.5, 0.25), "inner_steps": 2},
         {"entropy_coefficient": 0.01, "normalise_advantages": False, "max_gradient_norm": None},
+        {"outer_step": "promp"},
+        {"outer_step": "trpo"},
+        {"rates": "layer"},
+        {"variance_reduction": False},
     ],
-    ids=["defaults", "two first-order steps", "value head", "entropy"],
+    ids=["defaults", "two first-order steps", "value head", "entropy", "promp", "trpo", "layer rates", "plain dice"],
 )
-@pytest.mark.parametrize("family", {family.environment: name for name, family in PRESETS.items()}.values())
 def test_training_resumed_from_any_checkpoint_ends_bit_for_bit_the_same(
-    family: str, variant: dict[str, object], learner: str
+    variant: dict[str, object], learner: str
 ) -> None:
-    assert learner == SMALL.name
-    horizon = 5 if isinstance(ENVIRONMENTS[PRESETS[family].environment], Locomotion) else 20
-    tasks = FamilyTasks(dataclasses.replace(PRESETS[family], horizon=horizon), "train")
-    policy = PolicyConfig(hidden=(8,), normalise_observations=True)
-    run = training(learner=dataclasses.replace(SMALL, **variant), tasks=tasks, policy=policy)  # type: ignore[arg-type]
-    states = [progress.state for progress in train(run)]
-    for state in states[:-1]:
-        *_, last = train(run, load_state(save_state(state)))
-        assert same(last.state, states[-1])
-        assert last.state.environment_steps == states[-1].environment_steps
+    config = small(learner, **variant)
+    if variant and config == small(learner):
+        return  # the learner has nothing to vary here
+    held_out = HeldOut(tuple(PRESETS["cartpole-reversed"].sample("test", 0, range(2))), 2, 2, 2)
+    tasks = FamilyTasks(dataclasses.replace(PRESETS["cartpole-reversed"], horizon=20), "train")
+    require_same_ends(training(learner=config, tasks=tasks, policy=small_policy(learner), held_out=held_out))
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_training_resumes_bit_for_bit_in_every_family(family: str) -> None:
+    preset = PRESETS[family]
+    tasks = FamilyTasks(dataclasses.replace(preset, horizon=min(20, preset.horizon)), "train")
+    require_same_ends(training(tasks=tasks, policy=small_policy("maml")))
 
 
 def test_the_seed_decides_the_result() -> None:
@@ -152,7 +180,7 @@ def test_a_policy_too_large_for_its_rollouts_is_refused() -> None:
 
 def test_training_is_the_same_whether_graphs_are_kept_or_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = list(train(training()))[-1].state
-    monkeypatch.setattr(maml, "_GRAPH_ACTIVATIONS", 0)
+    monkeypatch.setattr(meta_gradient, "_GRAPH_ACTIVATIONS", 0)
     again = list(train(training()))[-1].state
     for name, value in kept.learner.params.items():
         torch.testing.assert_close(value, again.learner.params[name])
