@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from models.environments import ENVIRONMENTS, Environment
+from models.environments import ENVIRONMENTS, NEEDED_EXTRAS, Environment
 from models.environments.base import shown
 from models.rewards import RewardFunction, compile_reward
 from models.types import InvalidValue, ParameterValue, Params, Task
@@ -27,6 +27,9 @@ def find_environment(environment: object) -> Environment:
     """
     if isinstance(environment, str) and environment in ENVIRONMENTS:
         return ENVIRONMENTS[environment]
+    if isinstance(environment, str) and environment in NEEDED_EXTRAS:
+        extra = NEEDED_EXTRAS[environment]
+        raise InvalidValue("/environment", f"{environment} needs the extra headstart[{extra}], which is not installed")
     detail = f"unknown environment {shown(environment)}; the environments are {', '.join(ENVIRONMENTS)}"
     raise InvalidValue("/environment", detail)
 

@@ -26,7 +26,8 @@ class FunctionalEnvironment(Environment):
     State is a float tensor ``[..., S]`` and keys (:mod:`models.random`) are int64 ``[...]``. Parameters are
     tensors of one shape that broadcasts against the leading axes, ``[N, 1]`` for states ``[N, B, S]``; a
     categorical one is the index of its choice, and a whole number is int64. Dtype and device are those of the
-    parameters that are not whole numbers, of which there is at least one. Actions are in
+    parameters that are not whole numbers, of which there is at least one; a state may be of a more precise
+    dtype, what is observed and rewarded is not. Actions are in
     environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
     action space by the environment.
 
