@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from models.environments import ENVIRONMENTS, Environment
+from models.environments import ENVIRONMENTS, NEEDED_EXTRAS, Environment
 from models.environments.base import shown
 from models.environments.bridge import find_bridged
 from models.rewards import RewardFunction, compile_reward
@@ -30,6 +30,9 @@ def find_environment(environment: object) -> Environment:
     if isinstance(environment, str):
         if environment in ENVIRONMENTS:
             return ENVIRONMENTS[environment]
+        if environment in NEEDED_EXTRAS:
+            needed = f"needs the extra headstart[{NEEDED_EXTRAS[environment]}], which is not installed"
+            raise InvalidValue("/environment", f"{environment} {needed}")
         if (bridged := find_bridged(environment)) is not None:
             return bridged
     detail = (
@@ -142,12 +145,17 @@ class TaskBatch:
         model = environment_of(tasks[0])
         for task, name in zip(tasks, names, strict=True):
             other = environment_of(task)
-            if other is not model and not _interchangeable(model, other):
+            if other is not model and not interchangeable(model, other):
                 raise InvalidValue("/tasks", _disagreement(names[0], model, name, other))
-        columns = {
-            each.name: [[each.number(task.parameters[each.name])] for task in tasks] for each in model.parameters
+        # Whole numbers stay whole: a key of 53 bits has no place in a float32.
+        params = {
+            each.name: torch.tensor(
+                [[each.number(task.parameters[each.name])] for task in tasks],
+                dtype=torch.int64 if each.kind == "integer" else dtype,
+                device=device,
+            )
+            for each in model.parameters
         }
-        params = {name: torch.tensor(column, dtype=dtype, device=device) for name, column in columns.items()}
         return cls(
             tasks=tasks,
             names=names,
@@ -223,7 +231,8 @@ def _reward_functions(
     )
 
 
-def _interchangeable(model: Environment, other: Environment) -> bool:
+def interchangeable(model: Environment, other: Environment) -> bool:
+    """Whether two models are one environment with the same spaces, so that their tasks fit in one batch."""
     return (
         model.id == other.id
         and model.observation_space == other.observation_space

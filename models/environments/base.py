@@ -225,6 +225,20 @@ class Environment(ABC):
         """
         return params
 
+    def optimal_return(self, params: Params, horizon: Tensor) -> Tensor | None:
+        """What the best policy that knows a task's parameters can expect, where that can be worked out.
+
+        Args:
+            params: Prepared parameters of N tasks, each [N, 1, ...].
+            horizon: Steps of an episode of each task, [N] int64.
+
+        Returns:
+            Expected undiscounted return of the environment's own reward within the horizon, [N]; NaN for tasks,
+            ``None`` for environments, of which it is not known.
+        """
+        del params, horizon
+        return None
+
     @abstractmethod
     def simulate(self, rng: Tensor, tasks: TaskBatch) -> Simulation:
         """Begin episodes of tasks that run in this environment.

@@ -17,7 +17,8 @@ from app.tables import Checkpoint, Run, RunMetric, TaskFamily, Version, VersionF
 from app.tasks.service import create_family
 from app.worker import Worker
 from models.checkpoint import load_state, unpack
-from models.families import Uniform, define_family
+from models.distributions import Uniform
+from models.families import define_family
 
 TINY = {
     "model": "nav",
