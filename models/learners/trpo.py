@@ -168,10 +168,16 @@ def _along(gradient: list[Tensor], leaves: list[Tensor], vector: list[Tensor]) -
     return list(torch.autograd.grad(gradient, leaves, vector, retain_graph=True, materialize_grads=True))
 
 
-def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-10) -> Params:
-    """X with A x ≈ b, for a positive definite A given as a product, in at most ``steps`` products.
+def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-6) -> Params:
+    """Solve A x = b for a positive definite A that is given as a product.
 
-    Source: Hestenes & Stiefel 1952.
+    Args:
+        product: A times a vector.
+        b: The right-hand side.
+        steps: Most products.
+        tolerance: It ends early where |b - A x| ≤ tolerance |b|.
+
+    Source: Hestenes & Stiefel 1952, section 3.
     """
     x = {name: torch.zeros_like(value) for name, value in b.items()}
     residual, direction = dict(b), dict(b)
