@@ -160,6 +160,57 @@ def test_a_logarithm_needs_values_above_zero() -> None:
     assert refused.value.pointer == "/parameters/gravity/loguniform/0"
 
 
+def test_whole_numbers_are_drawn_alike_from_both_ends_and_all_between() -> None:
+    family = define_family("w", "Bandit-v0", {"instance": {"uniform": [3, 8]}})
+    assert family.definition()["parameters"]["instance"] == {"uniform": [3, 8]}  # type: ignore[index]
+    values = [task.parameters["instance"] for task in family.sample("train", 0, range(6000))]
+    assert {type(value) for value in values} == {int}
+    # A sixth of 6000 draws spreads by sqrt(6000 * 5 / 36) = 29: four of those.
+    assert {value: abs(values.count(value) - 1000) < 116 for value in set(values)} == dict.fromkeys(range(3, 9), True)
+
+
+def test_whole_numbers_of_all_53_bits_are_drawn_and_kept_exactly() -> None:
+    tasks = PRESETS["bandit-5"].sample("train", 0, range(2000))
+    values = [task.parameters["instance"] for task in tasks]
+    assert len(set(values)) == 2000
+    assert all(isinstance(value, int) and 0 <= value < 2**53 for value in values)
+    assert max(values) > 2**53 * 0.99
+    assert min(values) < 2**53 * 0.01
+    assert {int(value) % 4 for value in values} == {0, 1, 2, 3}
+    assert TaskBatch.of(tasks).params["instance"].squeeze(1).tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "pointer", "detail"),
+    [
+        ("instance", {"uniform": [0.5, 3]}, "/parameters/instance/uniform/0", "a whole number from 0"),
+        ("instance", {"uniform": [0, 2**53]}, "/parameters/instance/uniform/1", "not 9007199254740992"),
+        ("instance", {"uniform": [-1, 3]}, "/parameters/instance/uniform/0", "not -1"),
+        ("instance", {"uniform": [4, 3]}, "/parameters/instance/uniform", "low 4 is above high 3"),
+        ("instance", {"loguniform": [1, 3]}, "/parameters/instance/loguniform", "use uniform or choice"),
+        ("instance", {"cos": [1, 0, 1]}, "/parameters/instance/cos", "use uniform or choice"),
+        ("instance", {"choice": [1, 2.5]}, "/parameters/instance/choice/1", "not 2.5"),
+        ("arms", {"uniform": [1, 4]}, "/parameters/arms/uniform/0", "from 2 to 1000, not 1"),
+        ("arms", {"uniform": [3, 4]}, "/parameters/arms", "arms decides the spaces, which all tasks of a family"),
+        ("arms", {"choice": [3, 3, 4]}, "/parameters/arms", "give it one value"),
+    ],
+)
+def test_an_unsound_distribution_of_whole_numbers_is_refused_where_it_is_wrong(
+    name: str, value: object, pointer: str, detail: str
+) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        define_family("f", "Bandit-v0", {name: value})
+    assert refused.value.pointer == pointer
+    assert detail in refused.value.detail
+
+
+def test_a_reward_of_a_family_may_use_the_spaces_that_its_parameters_decide() -> None:
+    family = define_family("f", "Bandit-v0", {"arms": 7}, "reward + observation[13]")
+    assert family.sample("train", 0, [0])[0].parameters["arms"] == 7
+    with pytest.raises(InvalidValue, match="from 0 to 9"):
+        define_family("f", "Bandit-v0", {}, "reward + observation[13]")
+
+
 def test_arcs_of_one_task_are_the_coordinates_of_one_point() -> None:
     tasks = PRESETS["navigation-2d-sparse"].sample("train", 0, range(4000))
     points = [(float(task.parameters["goal_x"]), float(task.parameters["goal_y"])) for task in tasks]
@@ -239,6 +290,7 @@ def test_a_sample_of_no_known_place_is_refused(split: str, seed: int, index: int
 def test_the_presets_are_those_that_are_promised() -> None:
     assert {name: (each.environment, each.horizon) for name, each in PRESETS.items()} == {
         "acrobot-lengths": ("Acrobot-v1", 300),
+        "bandit-5": ("Bandit-v0", 10),
         "cartpole-physics": ("CartPole-v1", 200),
         "cartpole-reversed": ("CartPole-v1", 200),
         "mountaincar-continuous-hills": ("MountainCarContinuous-v0", 200),
@@ -246,6 +298,7 @@ def test_the_presets_are_those_that_are_promised() -> None:
         "navigation-2d": ("Navigation2D-v0", 100),
         "navigation-2d-sparse": ("Navigation2D-v0", 20),
         "pendulum-mass-length": ("Pendulum-v1", 200),
+        "tabular-mdp": ("TabularMDP-v0", 10),
     }
     assert set(column(PRESETS["cartpole-reversed"], "force_mag", 50)) == {10.0, -10.0}
 
