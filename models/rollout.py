@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def collect(
     keys: Tensor,
     *,
     deterministic: bool = False,
+    traced: bool = False,
 ) -> Rollout:
     """Run ``episodes`` episodes of policy n in task n, all at once.
 
@@ -39,6 +42,7 @@ def collect(
         episodes: B.
         keys: [N] int64, one stream for each task (:mod:`models.random`).
         deterministic: Take the most likely action in place of sampling.
+        traced: Keep what the hidden layers gave; only for a policy that is traceable.
 
     Returns:
         The episodes, padded to the longest.
@@ -54,6 +58,9 @@ def collect(
     alive = torch.ones(len(tasks), episodes, dtype=torch.bool, device=keys.device)
     observations, heads, actions, terminals, masks = [simulation.first_observation], [], [], [], []
     noise: Tensor | None = None
+    size = (len(tasks), last_step, episodes)
+    trace = [params["policy.bias"].new_empty(*size, units) for units in policy.config.hidden] if traced else None
+    act = policy.acting(params, trace)
     for t in range(last_step):
         if t % _CHUNK == 0:
             if not bool(alive.any()):
@@ -61,7 +68,7 @@ def collect(
             at = torch.arange(t, min(t + _CHUNK, last_step), device=keys.device)
             chunk_keys = random.fold_in(step_keys, at.reshape(1, -1, 1))
             noise = None if deterministic else policy.noise(params, chunk_keys)
-        head = policy.head(params, policy.features(params, observations[-1]))
+        head = act(observations[-1], t)
         action = policy.choose(head, None if noise is None else noise[:, t % _CHUNK])
         rng = chunk_keys[:, t % _CHUNK]
         observation, terminal = simulation.step(policy.to_environment(action), rng, alive)
@@ -71,7 +78,8 @@ def collect(
         heads.append(head)
         actions.append(action)
         observations.append(observation)
-    return _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
+    rollout = _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
+    return rollout if trace is None else replace(rollout, trace=tuple(x[:, : rollout.steps] for x in trace))
 
 
 def _assemble(
