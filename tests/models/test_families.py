@@ -14,8 +14,11 @@ from models import random
 from models.distributions import Choice, LogUniform, Uniform
 from models.environments import FunctionalEnvironment
 from models.families import PRESETS, SPLITS, TaskFamily, define_family
+from models.learners import MAMLConfig
+from models.policy import PolicyConfig
 from models.tasks import TaskBatch, define_task
-from models.types import InvalidValue, canonical_json
+from models.training import FamilyTasks, Stop, Training, train
+from models.types import InvalidValue, all_finite, canonical_json
 
 families = pytest.mark.parametrize("family", PRESETS.values(), ids=PRESETS.keys())
 
@@ -303,6 +306,14 @@ def test_the_presets_are_those_that_are_promised() -> None:
     assert set(column(PRESETS["cartpole-reversed"], "force_mag", 50)) == {10.0, -10.0}
 
 
+@families
+def test_a_learner_can_take_a_step_on_every_preset(family: TaskFamily) -> None:
+    learner = MAMLConfig(tasks_per_iteration=2, episodes_per_task=2)
+    run = Training(learner, PolicyConfig((8,)), FamilyTasks(family, "train"), Stop(iterations=1))
+    *_, last = train(run)
+    assert all_finite(last.state.learner.params)
+
+
 def corners_and_samples(name: str, count: int) -> TaskBatch:
     """The tasks at the ends of every range of a family, and others that it draws."""
     family = PRESETS[name]
@@ -314,7 +325,7 @@ def corners_and_samples(name: str, count: int) -> TaskBatch:
     return TaskBatch.of([*corners, *family.sample("train", 0, range(count))])
 
 
-def run(tasks: TaskBatch, episodes: int, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def play(tasks: TaskBatch, episodes: int, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Which episodes reached a terminal state within their horizon, [N, B], and their last states."""
     assert isinstance(tasks.environment, FunctionalEnvironment)
     keys = random.fold_in(random.key("starts"), torch.arange(len(tasks) * episodes)).reshape(len(tasks), episodes)
@@ -332,12 +343,12 @@ def test_every_hill_of_the_mountain_car_families_can_be_climbed_within_its_horiz
         along = state[..., 1] >= 0
         return torch.where(along, 2, 0) if name == "mountaincar-hills" else torch.where(along, 1.0, -1.0).unsqueeze(-1)
 
-    arrived, _ = run(corners_and_samples(name, 300), 40, push)
+    arrived, _ = play(corners_and_samples(name, 300), 40, push)
     assert bool(arrived.all())
 
 
 def test_nearly_every_acrobot_of_the_family_swings_up_when_its_joint_is_turned_along() -> None:
-    arrived, _ = run(
+    arrived, _ = play(
         corners_and_samples("acrobot-lengths", 100), 10, lambda state: torch.where(state[..., 3] >= 0, 2, 0)
     )
     assert float(arrived.double().mean()) > 0.98
@@ -355,7 +366,7 @@ def test_every_pendulum_of_the_family_can_be_swung_up_and_held() -> None:
         near = (angle.abs() < 0.35) & (speed.abs() < 3)
         return torch.where(near, hold, torch.where(speed * lacking >= 0, 2.0, -2.0)).unsqueeze(-1)
 
-    _, state = run(tasks, 10, swing)
+    _, state = play(tasks, 10, swing)
     assert float(state[..., 0].cos().min()) > 0.98
 
 
