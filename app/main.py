@@ -31,6 +31,7 @@ from app.settings import Settings
 from app.store import ArtefactStore
 from app.tasks.routes import router as tasks_router
 from app.transactions import purge_idempotency_keys
+from models.environments.bridge import configure
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Application(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings; it opens nothing before it is started."""
+    configure(settings.environment_modules, settings.environment_timeout)
     database = Database(settings.database_url)
     keys = KeyRing(database)
     store = ArtefactStore(settings.artefacts)

@@ -10,8 +10,8 @@ from typing import Final
 import torch
 
 from models import random
-from models.distributions import Arc, Choice, Distribution, Uniform, distribution_to_json, read_distribution
-from models.environments import Environment
+from models.distributions import Arc, Choice, Distribution, LogUniform, Uniform, distribution_to_json, read_distribution
+from models.environments import ENVIRONMENTS, Environment
 from models.environments.base import pointer_to, shown
 from models.tasks import check_episode, find_environment, interchangeable
 from models.types import InvalidValue, ParameterValue, Task
@@ -233,12 +233,63 @@ _PRESETS = (
         horizon=10,
     ),
 )
-PRESETS: dict[str, TaskFamily] = {family.name: family for family in _PRESETS}
-"""The families that a new installation starts with, by name.
+_BODY: Final = {
+    "body_mass": LogUniform(1.5**-3, 1.5**3),
+    "body_inertia": LogUniform(1.5**-3, 1.5**3),
+    "dof_damping": LogUniform(1.3**-3, 1.3**3),
+    "geom_friction": LogUniform(1.5**-3, 1.5**3),
+}
+_DIRECTION: Final = Choice((1.0, -1.0))
+_LOCOMOTION: Final = (
+    (
+        "halfcheetah-velocity",
+        "HalfCheetah-v5",
+        {"reward": "velocity", "target_velocity": Uniform(0.0, 2.0), "ctrl_cost_weight": 0.05},
+        100,
+    ),
+    ("halfcheetah-direction", "HalfCheetah-v5", {"direction": _DIRECTION, "ctrl_cost_weight": 0.05}, 100),
+    (
+        "ant-direction",
+        "Ant-v5",
+        {"direction": _DIRECTION, "healthy_reward": 0.05, "ctrl_cost_weight": 0.005},
+        200,
+    ),
+    (
+        "ant-goal",
+        "Ant-v5",
+        {
+            "reward": "goal",
+            "goal_x": Uniform(-3.0, 3.0),
+            "goal_y": Uniform(-3.0, 3.0),
+            "healthy_reward": 4.05,
+            "ctrl_cost_weight": 0.005,
+        },
+        200,
+    ),
+    ("hopper-params", "Hopper-v5", _BODY, 200),
+    ("walker2d-params", "Walker2d-v5", _BODY, 200),
+)
+PRESETS: dict[str, TaskFamily] = {
+    family.name: family
+    for family in (
+        *_PRESETS,
+        *(
+            define_family(name, environment, parameters, horizon=horizon)
+            for name, environment, parameters, horizon in _LOCOMOTION
+            if environment in ENVIRONMENTS
+        ),
+    )
+}
+"""The families that a new installation starts with, by name; those of locomotion where MuJoCo is installed.
 
 In ``cartpole-reversed`` the same push moves the cart left in one task and right in the next, so that no
 single policy solves all of it. In both families of hills pushing along the motion reaches the goal within
 the horizon in every task; every pendulum can be swung up, and nearly every acrobot by turning its joint along
 its rotation. The goals of ``navigation-2d-sparse`` are the upper half of the circle of radius 1, rewarded
 within 0.2, for 20 steps, as the sparse point robot's of Rakelly et al. 2019, section 6.3.
+
+The cheetah's and the ant's reward weights, target velocities and goals are those of the code of Finn, Abbeel & Levine
+2017 (github.com/cbfinn/maml_rl), on Gymnasium's bodies; there the healthy reward of ``ant-goal``, which keeps an ant
+far from its goal from wanting to fall over, is the sum of 4 and 0.05. The ranges of body parameters are those of
+Rothfuss et al. 2019 and Rakelly et al. 2019, who draw a factor for every limb, where here one scales all limbs alike.
 """

@@ -10,8 +10,9 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from models.environments import ENVIRONMENTS, Environment
+from models.environments import ENVIRONMENTS, NEEDED_EXTRAS, Environment
 from models.environments.base import shown
+from models.environments.bridge import find_bridged
 from models.rewards import RewardFunction, compile_reward
 from models.types import InvalidValue, ParameterValue, Params, Task
 
@@ -20,14 +21,24 @@ MAX_HORIZON: Final = 100_000
 
 
 def find_environment(environment: object) -> Environment:
-    """The environment model of that id.
+    """The environment model of that id: one of ``ENVIRONMENTS``, or any other of Gymnasium's through the bridge.
 
     Raises:
-        InvalidValue: If there is none; names those there are.
+        InvalidValue: If there is none, naming those there are; if it is a module's that must not be imported; if it
+            cannot be used.
     """
-    if isinstance(environment, str) and environment in ENVIRONMENTS:
-        return ENVIRONMENTS[environment]
-    detail = f"unknown environment {shown(environment)}; the environments are {', '.join(ENVIRONMENTS)}"
+    if isinstance(environment, str):
+        if environment in ENVIRONMENTS:
+            return ENVIRONMENTS[environment]
+        if environment in NEEDED_EXTRAS:
+            needed = f"needs the extra headstart[{NEEDED_EXTRAS[environment]}], which is not installed"
+            raise InvalidValue("/environment", f"{environment} {needed}")
+        if (bridged := find_bridged(environment)) is not None:
+            return bridged
+    detail = (
+        f"unknown environment {shown(environment)}; the environments are {', '.join(ENVIRONMENTS)}, any other of "
+        "Gymnasium's, and module:Id of a module in HEADSTART_ENVIRONMENT_MODULES"
+    )
     raise InvalidValue("/environment", detail)
 
 

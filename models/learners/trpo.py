@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from models import optimiser
+from models import losses, optimiser
 from models.learners.base import Learner, Metrics
 from models.learners.inner import Experience, ratio_objective
 from models.learners.meta_gradient import MetaGradient, Trial
@@ -49,7 +49,12 @@ class TrustRegion:
         Returns:
             The parameters, and `gradient_norm`, `outer_kl` (nats) and `step_scale` (share of the full step; 0: none).
         """
-        config = self._config
+        config, query = self._config, trial.query
+        with torch.no_grad():
+            acted = self._learner.policy.features(trial.policies[-1], query.observation, query.trace)
+            old_head = self._learner.policy.head(trial.policies[-1], acted)
+        # Where it stands every likelihood ratio is 1.
+        start = -float(losses.masked_mean(query.advantage, query.mask).mean())
         gradient = self._meta_gradient.gradient(params, trial)
         metrics = {"gradient_norm": float(optimiser.global_norm(gradient)), "outer_kl": 0.0, "step_scale": 0.0}
         curvature = Curvature(self._learner, trial, config.curvature_share, config.damping)
@@ -58,25 +63,27 @@ class TrustRegion:
         if not math.isfinite(length) or length <= 0:
             return params, metrics
         full = math.sqrt(2 * config.kl_limit / length)
-        start, _ = self._evaluate(params, trial)
         scale = 1.0
         for _ in range(config.line_search_steps):
             moved = params | {name: params[name] - scale * full * s for name, s in direction.items()}
-            loss, divergence = self._evaluate(moved, trial)
+            loss, divergence = self._evaluate(moved, trial, old_head)
             if loss < start and divergence <= config.kl_limit:
                 return moved, metrics | {"outer_kl": divergence, "step_scale": scale}
             scale *= _SHORTER
         return params, metrics
 
-    def _evaluate(self, params: Params, trial: Trial) -> tuple[float, float]:
+    def _evaluate(self, params: Params, trial: Trial, old_head: Tensor) -> tuple[float, float]:
         """Mean over tasks of the adapted policies' loss, and of their divergence from those that acted."""
-        loss = divergence = 0.0
+        policy, loss, divergence = self._learner.policy, 0.0, 0.0
         for part in self._meta_gradient.replay(params, trial, graph=False):
             query = trial.query.select(part.rows)
             old = {name: value[part.rows] for name, value in trial.policies[-1].items()}
             with torch.no_grad():
-                loss += float(self._learner.inner.loss(part.adapted, query, ratio_objective).sum())
-                divergence += float(mean_divergence(self._learner.policy, old, part.adapted, query).sum())
+                head = policy.head(part.adapted, policy.features(part.adapted, query.observation))
+                log_prob = policy.log_prob(part.adapted, head, query.action)
+                loss += float(ratio_objective(log_prob, query).sum())
+                moved = policy.divergence(old, old_head[part.rows], part.adapted, head)
+                divergence += float(losses.masked_mean(moved, query.mask).sum())
         tasks = trial.query.mask.shape[0]
         return loss / tasks, divergence / tasks
 
