@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from models import optimiser
-from models.learners.base import Learner, Metrics
+from models.learners.base import Diverged, Learner, Metrics
 from models.learners.inner import Experience, ratio_objective
 from models.learners.meta_gradient import MetaGradient, Trial
 from models.learners.promp import mean_divergence
-from models.types import Params, stack_params
+from models.types import Params, all_finite, stack_params
 
 if TYPE_CHECKING:
     from models.learners.maml import MAMLConfig
@@ -48,9 +48,14 @@ class TrustRegion:
 
         Returns:
             The parameters, and `gradient_norm`, `outer_kl` (nats) and `step_scale` (share of the full step; 0: none).
+
+        Raises:
+            Diverged: If the meta-gradient is NaN or infinite: no step would help, and the run would stand still.
         """
         config = self._config
         gradient = self._meta_gradient.gradient(params, trial)
+        if not all_finite(gradient):
+            raise Diverged("the meta-gradient became NaN or infinite; a smaller inner_learning_rate may help")
         metrics = {"gradient_norm": float(optimiser.global_norm(gradient)), "outer_kl": 0.0, "step_scale": 0.0}
         curvature = Curvature(self._learner, trial, config.curvature_share, config.damping)
         direction = conjugate_gradient(curvature.product, gradient, config.conjugate_gradient_steps)
@@ -161,13 +166,16 @@ def _along(gradient: list[Tensor], leaves: list[Tensor], vector: list[Tensor]) -
 def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-10) -> Params:
     """X with A x ≈ b, for a positive definite A given as a product, in at most ``steps`` products.
 
+    Fewer where |b - A x|² falls to ``tolerance`` of |b|².
+
     Source: Hestenes & Stiefel 1952.
     """
     x = {name: torch.zeros_like(value) for name, value in b.items()}
     residual, direction = dict(b), dict(b)
     square = _dot(b, b)
+    enough = tolerance * float(square)
     for _ in range(steps):
-        if float(square) < tolerance:
+        if float(square) <= enough:
             break
         along = product(direction)
         rate = square / _dot(direction, along)
