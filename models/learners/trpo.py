@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from models import losses, optimiser
-from models.learners.base import Learner, Metrics
+from models.learners.base import Diverged, Learner, Metrics
 from models.learners.inner import Experience, ratio_objective
 from models.learners.meta_gradient import MetaGradient, Trial
 from models.learners.promp import mean_divergence
-from models.types import Params, stack_params
+from models.types import Params, all_finite, stack_params
 
 if TYPE_CHECKING:
     from models.learners.maml import MAMLConfig
@@ -51,6 +51,9 @@ class TrustRegion:
 
         Returns:
             The parameters, and `gradient_norm`, `outer_kl` (nats) and `step_scale` (share of the full step; 0: none).
+
+        Raises:
+            Diverged: If the meta-gradient is NaN or infinite: no step would help, and the run would stand still.
         """
         config, query = self._config, trial.query
         with torch.no_grad():
@@ -59,6 +62,8 @@ class TrustRegion:
         # Where it stands every likelihood ratio is 1.
         start = -float(losses.masked_mean(query.advantage, query.mask).mean())
         gradient = self._meta_gradient.gradient(params, trial)
+        if not all_finite(gradient):
+            raise Diverged("the meta-gradient became NaN or infinite; a smaller inner_learning_rate may help")
         metrics = {"gradient_norm": float(optimiser.global_norm(gradient)), "outer_kl": 0.0, "step_scale": 0.0}
         curvature = Curvature(self._learner, trial, config.curvature_share, config.damping)
         direction = conjugate_gradient(curvature.product, gradient, config.conjugate_gradient_steps, _RESIDUAL)
