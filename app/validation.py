@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
@@ -55,9 +55,11 @@ def field_errors(error: RequestValidationError) -> list[FieldError]:
     for item in items:
         if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
             continue  # pydantic counts the items that are valid, and one that is not is named already
+        if _is_of_the_other_kind(item):
+            continue
         place, *path = item["loc"]
         document = error.body if place == "body" else {str(path[0]): None} if path else None
-        located = _locate(document, path)
+        located = _locate(document, path, absent=item["type"] == "missing")
         detail = _sentence(item)
         if discriminator := item.get("ctx", {}).get("discriminator"):
             located = [*located, discriminator.strip("'")]
@@ -106,12 +108,23 @@ def _inside(place: Sequence[object], outer: Sequence[object]) -> bool:
     return len(place) > len(outer) and tuple(place[: len(outer)]) == tuple(outer)
 
 
-def _locate(document: object, path: Sequence[str | int]) -> list[str | int]:
-    # Pydantic puts the names of union members and validators into the path; only what the document has is a place.
+def _is_of_the_other_kind(item: Mapping[str, Any]) -> bool:
+    """Whether a member may be a number or a list, and this complains of the one although the other was sent."""
+    arm = str(item["loc"][-1])  # of a union, where there is one: what pydantic calls that member of it
+    if item["type"] == "float_type":
+        return arm in ("float", "constrained-float") and isinstance(item["input"], list)
+    return item["type"] == "tuple_type" and arm.startswith("tuple[")
+
+
+def _locate(document: object, path: Sequence[str | int], absent: bool) -> list[str | int]:
+    """What of a path is a place in the document, or, where the member is ``absent``, would be one.
+
+    Pydantic puts the names of union members and validators into the path as well.
+    """
     located: list[str | int] = []
     for index, part in enumerate(path):
         last = index == len(path) - 1
-        if isinstance(document, dict) and (part in document or (last and isinstance(part, str))):
+        if isinstance(document, dict) and (part in document or (absent and last)):
             document = document.get(part)
         elif isinstance(document, list) and isinstance(part, int) and part < len(document):
             document = document[part]

@@ -106,7 +106,7 @@ def define_family(
 
     Args:
         name: Its name; two families of different names draw different tasks.
-        environment: A key of ``ENVIRONMENTS``.
+        environment: An id that :func:`models.tasks.find_environment` knows.
         parameters: For some of its parameters a constant, a distribution (:mod:`models.distributions`) or the
             JSON of one: ``{"uniform": [low, high]}``, ``{"loguniform": [low, high]}``,
             ``{"choice": [value, ...]}``, ``{"cos": [radius, from, to]}``, ``{"sin": [radius, from, to]}``.

@@ -23,6 +23,9 @@ from models.types import Params, stack_params
 if TYPE_CHECKING:
     from models.learners.maml import MAMLConfig
 
+_RESIDUAL = 0.05
+"""Share of the gradient's norm that the natural gradient may leave unexplained."""
+
 _SHORTER = 0.8
 """What is left of a step that went too far or did not help."""
 
@@ -58,7 +61,7 @@ class TrustRegion:
         gradient = self._meta_gradient.gradient(params, trial)
         metrics = {"gradient_norm": float(optimiser.global_norm(gradient)), "outer_kl": 0.0, "step_scale": 0.0}
         curvature = Curvature(self._learner, trial, config.curvature_share, config.damping)
-        direction = conjugate_gradient(curvature.product, gradient, config.conjugate_gradient_steps)
+        direction = conjugate_gradient(curvature.product, gradient, config.conjugate_gradient_steps, _RESIDUAL)
         length = float(_dot(direction, curvature.product(direction)))
         if not math.isfinite(length) or length <= 0:
             return params, metrics
@@ -165,16 +168,23 @@ def _along(gradient: list[Tensor], leaves: list[Tensor], vector: list[Tensor]) -
     return list(torch.autograd.grad(gradient, leaves, vector, retain_graph=True, materialize_grads=True))
 
 
-def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-10) -> Params:
-    """X with A x ≈ b, for a positive definite A given as a product, in at most ``steps`` products.
+def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-6) -> Params:
+    """Solve A x = b for a positive definite A that is given as a product.
 
-    Source: Hestenes & Stiefel 1952.
+    Args:
+        product: A times a vector.
+        b: The right-hand side.
+        steps: Most products.
+        tolerance: It ends early where |b - A x| ≤ tolerance |b|.
+
+    Source: Hestenes & Stiefel 1952, section 3.
     """
     x = {name: torch.zeros_like(value) for name, value in b.items()}
     residual, direction = dict(b), dict(b)
     square = _dot(b, b)
+    least = float(square) * tolerance**2
     for _ in range(steps):
-        if float(square) < tolerance:
+        if float(square) <= least:
             break
         along = product(direction)
         rate = square / _dot(direction, along)
