@@ -25,6 +25,7 @@ from app.settings import Settings
 from app.store import ArtefactStore
 from models.adaptation import AdaptationDiverged
 from models.checkpoint import InvalidArtefact
+from models.environments.bridge import EnvironmentFailed
 from models.learners.base import Diverged
 from models.rollout import NonFiniteReward
 from models.types import InvalidValue
@@ -46,6 +47,7 @@ _EXPECTED = (
     Diverged,
     NonFiniteReward,
     AdaptationDiverged,
+    EnvironmentFailed,
 )
 
 

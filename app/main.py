@@ -20,6 +20,7 @@ from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
 from app.database import Database
 from app.dependencies import RequestDatabase
+from app.documentation import document_learners
 from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
 from app.inference import Act, PolicyBank, describe, is_act
 from app.keys.routes import router as keys_router
@@ -31,6 +32,7 @@ from app.settings import Settings
 from app.store import ArtefactStore
 from app.tasks.routes import router as tasks_router
 from app.transactions import purge_idempotency_keys
+from models.environments.bridge import configure
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ class Application(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings; it opens nothing before it is started."""
+    configure(settings.environment_modules, settings.environment_timeout)
     database = Database(settings.database_url)
     keys = KeyRing(database)
     store = ArtefactStore(settings.artefacts)
@@ -156,7 +159,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health)
     add_error_handlers(app)
     openapi = app.openapi
-    app.openapi = lambda: _with_problems(describe(openapi()))  # type: ignore[method-assign]
+    app.openapi = lambda: _with_problems(document_learners(describe(openapi())))  # type: ignore[method-assign]
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys)

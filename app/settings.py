@@ -66,6 +66,14 @@ def _database_url(text: str) -> str:
     raise ValueError
 
 
+def _modules(text: str) -> tuple[str, ...]:
+    """names of Python modules, separated by commas"""  # noqa: D403, D415
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ValueError
+    return names
+
+
 class Variable(NamedTuple):
     """What is said of a setting besides its type and default.
 
@@ -105,6 +113,13 @@ class Settings:
         int, Variable("largest request body, in bytes; a larger one is answered 413", _whole(1024, 2**40))
     ] = 10 * 1024 * 1024
     threads: Annotated[int, Variable("threads that a worker computes with; 0 takes all cores", _whole(0, 4096))] = 0
+    environment_modules: Annotated[
+        tuple[str, ...],
+        Variable("modules, separated by commas, that environments such as module:Id may be in", _modules, "none"),
+    ] = ()
+    environment_timeout: Annotated[
+        float, Variable("seconds that one call of a bridged environment may take", _seconds(0.1, 3600))
+    ] = 60.0
 
     def __post_init__(self) -> None:
         """Complete the database's URL: it depends on the data folder."""

@@ -130,8 +130,9 @@ class TaskLabel(Base):
 class Run(_Work):
     """One background meta-training.
 
-    ``spec`` is the request, completed with every default: learner, policy, tasks, stop, evaluation, seed.
-    ``metrics`` are the newest; ``fraction`` is in [0, 1]; ``seconds`` is training time over all attempts.
+    ``spec`` is the request, completed with every default: learner, policy, tasks, stop, evaluation, seed, device.
+    ``metrics`` are the newest; ``best`` says which iteration is kept, and its return on held-out tasks; ``fraction`` is
+    in [0, 1]; ``seconds`` is training time over all attempts.
     """
 
     __tablename__ = "runs"
@@ -143,6 +144,7 @@ class Run(_Work):
     seconds: Mapped[float] = mapped_column(Double, default=0.0)
     fraction: Mapped[float] = mapped_column(Double, default=0.0)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSONColumn, default=dict)
+    best: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
     stopped_by: Mapped[str | None] = mapped_column(Text)
     version: Mapped[int | None] = mapped_column(Integer)
 
@@ -162,7 +164,10 @@ class RunTask(Base):
 
 
 class RunMetric(Base):
-    """What a run measured after one iteration. ``sequence`` counts from 1 within the run."""
+    """What a run measured after one iteration. ``sequence`` counts from 1 within the run.
+
+    ``evaluation`` holds the return of every held-out task; null where there was no evaluation.
+    """
 
     __tablename__ = "run_metrics"
 
@@ -172,6 +177,7 @@ class RunMetric(Base):
     environment_steps: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float] = mapped_column(Double)
     values: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
     attempt: Mapped[int] = mapped_column(Integer)
 
 

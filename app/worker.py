@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.store import ArtefactStore
 from app.sweep import sweep
 from app.tables import Adaptation, Run
+from models.environments.bridge import configure
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Worker:
     def __init__(
         self, settings: Settings, slot: str, interrupter: Interrupter | None = None, clock: Clock = database_clock
     ) -> None:
+        configure(settings.environment_modules, settings.environment_timeout)
         self._settings = settings
         self._slot = SLOTS[slot]
         self._interrupter = interrupter or Interrupter()

@@ -164,6 +164,12 @@ def pack(learner: LearnerConfig, policy: Policy, params: Params, about: Mapping[
     return canonical_json(manifest).encode(), parameters
 
 
+def learner_from_json(manifest: Mapping[str, Any]) -> Learner[Any]:
+    """The learner that can adapt a version, from the version's manifest."""
+    learner = from_json(CONFIGS[manifest["learner"]["name"]], manifest["learner"])
+    return LEARNERS[learner.name](learner, policy_from_json(manifest))
+
+
 def unpack(manifest: bytes, parameters: bytes) -> Artefact:
     """Read a version's two files.
 
@@ -179,14 +185,12 @@ def unpack(manifest: bytes, parameters: bytes) -> Artefact:
         digest = hashlib.sha256(parameters).hexdigest()
         if entry["sha256"] != digest:
             raise InvalidArtefact(f"{PARAMETERS_FILE} has sha256 {digest}, the manifest says {entry['sha256']}")
-        policy = policy_from_json(data)
-        learner = from_json(CONFIGS[data["learner"]["name"]], data["learner"])
-        shapes = LEARNERS[learner.name](learner, policy).shapes()
+        learner = learner_from_json(data)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InvalidArtefact):
             raise
         raise InvalidArtefact(f"the manifest is malformed: {error!r}") from error
-    return Artefact(data, learner, policy, check_params(shapes, load_params(parameters)))
+    return Artefact(data, learner.config, learner.policy, check_params(learner.shapes(), load_params(parameters)))
 
 
 def check_params(shapes: Mapping[str, tuple[int, ...]], params: Params) -> Params:

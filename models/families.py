@@ -8,89 +8,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from models import random
-from models.environments import Parameter
+from models.distributions import Arc, Choice, Distribution, LogUniform, Uniform, distribution_to_json, read_distribution
+from models.environments import ENVIRONMENTS, Environment
 from models.environments.base import pointer_to, shown
-from models.tasks import check_episode, find_environment
+from models.tasks import check_episode, find_environment, interchangeable
 from models.types import InvalidValue, ParameterValue, Task
 
 SPLITS: Final = ("train", "validation", "test")
 """The disjoint streams of tasks of a family."""
-MAX_CHOICES: Final = 1000
-"""Most values that a choice may list."""
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Every value from ``low`` to ``high`` alike.
-
-    Attributes:
-        low: Smallest value, in the parameter's unit.
-        high: Largest value.
-    """
-
-    low: float
-    high: float
-
-    def definition(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"uniform": [self.low, self.high]}
-
-    def values(self, draws: Tensor) -> list[ParameterValue]:
-        """Values at uniform numbers in (0, 1), float64 [K]."""
-        return _within(self.low + (self.high - self.low) * draws, self.low, self.high)
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """Every ratio alike: the logarithm is uniform.
-
-    Attributes:
-        low: Smallest value, above 0, in the parameter's unit.
-        high: Largest value.
-    """
-
-    low: float
-    high: float
-
-    def definition(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"loguniform": [self.low, self.high]}
-
-    def values(self, draws: Tensor) -> list[ParameterValue]:
-        """Values at uniform numbers in (0, 1), float64 [K]."""
-        low, high = math.log(self.low), math.log(self.high)
-        return _within((low + (high - low) * draws).exp(), self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values with equal chance; a value listed twice has twice the chance.
-
-    Attributes:
-        options: The values, at least one.
-    """
-
-    options: tuple[ParameterValue, ...]
-
-    def definition(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"choice": list(self.options)}
-
-    def values(self, draws: Tensor) -> list[ParameterValue]:
-        """Values at uniform numbers in (0, 1), float64 [K]."""
-        return [self.options[int(place)] for place in (draws * len(self.options)).long()]
-
-
-Distribution = Uniform | LogUniform | Choice | ParameterValue
-"""How a family sets one parameter; a number or a word is the same in all its tasks."""
-
-
-def _within(values: Tensor, low: float, high: float) -> list[ParameterValue]:
-    # Rounding may put a value one step past an end, where the parameter's own range may end too.
-    return [float(value) for value in values.clamp(low, high)]
+_ARCS: Final = "arcs"
+"""Stands in for a parameter's name in the keys of arcs, which share one draw."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +47,7 @@ class TaskFamily:
         return {
             "name": self.name,
             "environment": self.environment,
-            "parameters": {name: _definition(each) for name, each in sorted(self.parameters.items())},
+            "parameters": {name: distribution_to_json(each) for name, each in sorted(self.parameters.items())},
             "reward": None if self.reward is None else {"expression": self.reward},
             "discount": self.discount,
             "horizon": self.horizon,
@@ -129,7 +58,7 @@ class TaskFamily:
 
         Each parameter of a task is drawn with a key made of (family name, split, seed, parameter name,
         index) and nothing else: neither the other indices nor the other parameters change it, and of the
-        family's definition only that parameter's own distribution does.
+        family's definition only that parameter's own distribution does. Arcs have one key in common.
 
         Args:
             split: One of :data:`SPLITS`; each has tasks of its own.
@@ -145,22 +74,23 @@ class TaskFamily:
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
                 raise InvalidValue(pointer, f"must be a whole number from 0 to 2^63 - 1, not {shown(number)}")
         places = torch.tensor(indices, dtype=torch.int64)
-        columns: list[list[ParameterValue]] = []
+        columns: dict[str, list[ParameterValue]] = {}
         for name, distribution in self.parameters.items():
             if isinstance(distribution, ParameterValue):
-                columns.append([distribution] * len(indices))
+                columns[name] = [distribution] * len(indices)
                 continue
-            keys = random.fold_in(random.key("family", self.name, split, seed, name), places)
-            columns.append(distribution.values(random.uniform(keys, 1, torch.float64).squeeze(-1)))
+            stream = _ARCS if isinstance(distribution, Arc) else name
+            keys = random.fold_in(random.key("family", self.name, split, seed, stream), places)
+            columns[name] = distribution.values(random.uniform(keys, 1, torch.float64).squeeze(-1))
         return [
             Task(
                 self.environment,
-                dict(zip(self.parameters, row, strict=True)),
+                {name: column[i] for name, column in columns.items()},
                 self.reward,
                 self.discount,
                 self.horizon,
             )
-            for row in zip(*columns, strict=True)
+            for i in range(len(indices))
         ]
 
 
@@ -176,10 +106,11 @@ def define_family(
 
     Args:
         name: Its name; two families of different names draw different tasks.
-        environment: A key of ``ENVIRONMENTS``.
-        parameters: For some of its parameters a constant, a :class:`Uniform`, :class:`LogUniform` or
-            :class:`Choice`, or the JSON of one: ``{"uniform": [low, high]}``,
-            ``{"loguniform": [low, high]}``, ``{"choice": [value, ...]}``. The others take their defaults.
+        environment: An id that :func:`models.tasks.find_environment` knows.
+        parameters: For some of its parameters a constant, a distribution (:mod:`models.distributions`) or the
+            JSON of one: ``{"uniform": [low, high]}``, ``{"loguniform": [low, high]}``,
+            ``{"choice": [value, ...]}``, ``{"cos": [radius, from, to]}``, ``{"sin": [radius, from, to]}``.
+            The others take their defaults.
         reward: As of a task.
         discount: As of a task.
         horizon: As of a task.
@@ -195,53 +126,41 @@ def define_family(
     for parameter in given:
         model.parameter(parameter)
     distributions = {
-        each.name: _read_distribution(each, given.get(each.name, each.default)) for each in model.parameters
+        each.name: read_distribution(each, given.get(each.name, each.default)) for each in model.parameters
     }
-    reward, discount, horizon = check_episode(model, reward, discount, horizon)
+    reward, discount, horizon = check_episode(_shared_model(model, distributions), reward, discount, horizon)
     return TaskFamily(name, environment, distributions, reward, discount, horizon)
 
 
-def _definition(distribution: Distribution) -> object:
-    return distribution if isinstance(distribution, ParameterValue) else distribution.definition()
+def _shared_model(model: Environment, distributions: Mapping[str, Distribution]) -> Environment:
+    """The model with the spaces of every task of a family.
 
-
-def _read_distribution(parameter: Parameter, value: object) -> Distribution:
-    """One parameter's distribution from JSON, from an object, or a constant."""
-    if isinstance(value, Uniform | LogUniform | Choice):
-        value = value.definition()
-    if not isinstance(value, Mapping):
-        return parameter.check(value)
-    at = pointer_to("parameters", parameter.name)
-    kinds = [kind for kind in ("uniform", "loguniform", "choice") if kind in value]
-    if len(kinds) != 1 or len(value) != 1:
-        shapes = '{"uniform": [low, high]}, {"loguniform": [low, high]} or {"choice": [value, ...]}'
-        raise InvalidValue(at, f"{parameter.name} must be a value, {shapes}")
-    at, arguments = f"{at}/{kinds[0]}", value[kinds[0]]
-    if not isinstance(arguments, list | tuple):
-        raise InvalidValue(at, f"must be a list, not {shown(arguments)}")
-    if kinds[0] == "choice":
-        if not 1 <= len(arguments) <= MAX_CHOICES:
-            raise InvalidValue(at, f"must list 1 to {MAX_CHOICES} values, not {len(arguments)}")
-        return Choice(tuple(parameter.check(each, f"{at}/{i}") for i, each in enumerate(arguments)))
-    return _read_interval(parameter, kinds[0], arguments, at)
-
-
-def _read_interval(parameter: Parameter, kind: str, arguments: Sequence[object], at: str) -> Uniform | LogUniform:
-    if not parameter.numeric:
-        raise InvalidValue(at, f"{parameter.name} is {parameter.allowed}, which has no range: use choice")
-    if len(arguments) != 2:
-        raise InvalidValue(at, f"must be [low, high], not {len(arguments)} values")
-    low, high = (float(parameter.check(each, f"{at}/{i}")) for i, each in enumerate(arguments))
-    if low > high:
-        raise InvalidValue(at, f"low {low:g} is above high {high:g}")
-    if kind == "uniform":
-        return Uniform(low, high)
-    if low <= 0:
-        raise InvalidValue(f"{at}/0", f"low must be above 0 for a logarithm, not {low:g}")
-    return LogUniform(low, high)
+    Raises:
+        InvalidValue: If a distribution gives its tasks different spaces.
+    """
+    supports = {
+        name: (each,) if isinstance(each, ParameterValue) else each.support() for name, each in distributions.items()
+    }
+    first = {name: support[0] for name, support in supports.items()}
+    shaped = model.shaped(first)
+    for name, support in supports.items():
+        if model.parameter(name).kind == "number":  # how many of something there are is no fraction
+            continue
+        for value in support[1:]:
+            if not interchangeable(model.shaped(first | {name: value}), shaped):
+                detail = f"{name} decides the spaces, which all tasks of a family share: give it one value"
+                raise InvalidValue(pointer_to("parameters", name), detail)
+    return shaped
 
 
 _PRESETS = (
+    define_family(
+        "bandit-5",
+        "Bandit-v0",
+        {"arms": 5, "instance": Uniform(0, 2**53 - 1)},
+        discount=1.0,
+        horizon=10,
+    ),
     define_family(
         "cartpole-physics",
         "CartPole-v1",
@@ -261,6 +180,23 @@ _PRESETS = (
         horizon=200,
     ),
     define_family(
+        "acrobot-lengths",
+        "Acrobot-v1",
+        {
+            "link_length_1": Uniform(0.8, 1.2),
+            "link_mass_1": Uniform(0.8, 1.2),
+            "link_mass_2": Uniform(0.8, 1.2),
+            "link_com_pos_2": Uniform(0.4, 0.6),
+        },
+        horizon=300,
+    ),
+    define_family(
+        "mountaincar-continuous-hills",
+        "MountainCarContinuous-v0",
+        {"power": Uniform(0.0012, 0.0018), "gravity": Uniform(0.002, 0.0028)},
+        horizon=200,
+    ),
+    define_family(
         "mountaincar-hills",
         "MountainCar-v0",
         {"force": Uniform(0.001, 0.0015), "gravity": Uniform(0.002, 0.0028)},
@@ -272,11 +208,88 @@ _PRESETS = (
         {"goal_x": Uniform(-0.5, 0.5), "goal_y": Uniform(-0.5, 0.5), "reward": "dense"},
         horizon=100,
     ),
+    define_family(
+        "navigation-2d-sparse",
+        "Navigation2D-v0",
+        {
+            "goal_x": Arc("cos", 1.0, 0.0, math.pi),
+            "goal_y": Arc("sin", 1.0, 0.0, math.pi),
+            "reward": "within",
+            "radius": 0.2,
+        },
+        horizon=20,
+    ),
+    define_family(
+        "pendulum-mass-length",
+        "Pendulum-v1",
+        {"mass": Uniform(0.6, 1.4), "length": Uniform(0.6, 1.4)},
+        horizon=200,
+    ),
+    define_family(
+        "tabular-mdp",
+        "TabularMDP-v0",
+        {"states": 10, "actions": 5, "instance": Uniform(0, 2**53 - 1)},
+        discount=1.0,
+        horizon=10,
+    ),
 )
-PRESETS: dict[str, TaskFamily] = {family.name: family for family in _PRESETS}
-"""The families that a new installation starts with, by name.
+_BODY: Final = {
+    "body_mass": LogUniform(1.5**-3, 1.5**3),
+    "body_inertia": LogUniform(1.5**-3, 1.5**3),
+    "dof_damping": LogUniform(1.3**-3, 1.3**3),
+    "geom_friction": LogUniform(1.5**-3, 1.5**3),
+}
+_DIRECTION: Final = Choice((1.0, -1.0))
+_LOCOMOTION: Final = (
+    (
+        "halfcheetah-velocity",
+        "HalfCheetah-v5",
+        {"reward": "velocity", "target_velocity": Uniform(0.0, 2.0), "ctrl_cost_weight": 0.05},
+        100,
+    ),
+    ("halfcheetah-direction", "HalfCheetah-v5", {"direction": _DIRECTION, "ctrl_cost_weight": 0.05}, 100),
+    (
+        "ant-direction",
+        "Ant-v5",
+        {"direction": _DIRECTION, "healthy_reward": 0.05, "ctrl_cost_weight": 0.005},
+        200,
+    ),
+    (
+        "ant-goal",
+        "Ant-v5",
+        {
+            "reward": "goal",
+            "goal_x": Uniform(-3.0, 3.0),
+            "goal_y": Uniform(-3.0, 3.0),
+            "healthy_reward": 4.05,
+            "ctrl_cost_weight": 0.005,
+        },
+        200,
+    ),
+    ("hopper-params", "Hopper-v5", _BODY, 200),
+    ("walker2d-params", "Walker2d-v5", _BODY, 200),
+)
+PRESETS: dict[str, TaskFamily] = {
+    family.name: family
+    for family in (
+        *_PRESETS,
+        *(
+            define_family(name, environment, parameters, horizon=horizon)
+            for name, environment, parameters, horizon in _LOCOMOTION
+            if environment in ENVIRONMENTS
+        ),
+    )
+}
+"""The families that a new installation starts with, by name; those of locomotion where MuJoCo is installed.
 
 In ``cartpole-reversed`` the same push moves the cart left in one task and right in the next, so that no
-single policy solves all of it. In ``mountaincar-hills`` pushing along the motion reaches the goal within
-the horizon in every task.
+single policy solves all of it. In both families of hills pushing along the motion reaches the goal within
+the horizon in every task; every pendulum can be swung up, and nearly every acrobot by turning its joint along
+its rotation. The goals of ``navigation-2d-sparse`` are the upper half of the circle of radius 1, rewarded
+within 0.2, for 20 steps, as the sparse point robot's of Rakelly et al. 2019, section 6.3.
+
+The cheetah's and the ant's reward weights, target velocities and goals are those of the code of Finn, Abbeel & Levine
+2017 (github.com/cbfinn/maml_rl), on Gymnasium's bodies; there the healthy reward of ``ant-goal``, which keeps an ant
+far from its goal from wanting to fall over, is the sum of 4 and 0.05. The ranges of body parameters are those of
+Rothfuss et al. 2019 and Rakelly et al. 2019, who draw a factor for every limb, where here one scales all limbs alike.
 """

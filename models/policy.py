@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, final
 
@@ -17,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from models import random, weights
-from models.layers import LAYERS, normalised_layer
+from models.layers import LAYERS, known_tanh_layer, normalised_layer, tanh_layer
 from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -180,24 +181,64 @@ class Policy:
             "observation.variance": variance * (1.0 - share) + new_variance * share + spread,
         }
 
-    def features(self, params: Params, observation: Tensor) -> Tensor:
-        """Output of the trunk, [N, M, H], for observations [N, M, O] and parameters of N policies."""
-        x = observation
-        if self.config.normalise_observations:
-            scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
-            x = ((x - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
+    @property
+    def traceable(self) -> bool:
+        """Whether hidden outputs that are known need not be computed again."""
+        return self.config.activation == "tanh" and not self.config.layer_norm
+
+    def features(self, params: Params, observation: Tensor, trace: Sequence[Tensor] | None = None) -> Tensor:
+        """Output of the trunk, [N, M, H], for observations [N, M, O] and parameters of N policies.
+
+        Args:
+            params: N policies.
+            observation: [N, M, O].
+            trace: Every hidden layer's output, [N, M, H_i], as these very parameters gave it, where that is known and
+                the policy is :attr:`traceable`. It is not computed again, yet gradients of every order flow.
+        """
+        x = self._normalise(params, observation)
         for i in range(self._depth):
-            weight, bias = params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"]
-            if i == 0 and self.config.context_size:
-                # An input that is the same in every row is a bias: its product is taken once for each policy.
-                context = params["context"].unsqueeze(1)
-                bias = torch.baddbmm(bias.unsqueeze(1), context, params["trunk.0.context"]).squeeze(1)
-            if self.config.layer_norm:
+            weight, bias = params[f"trunk.{i}.weight"], self._bias(params, i)
+            if trace is not None:
+                x = known_tanh_layer(x, weight, bias, trace[i])
+            elif self.config.layer_norm:
                 scale, shift = params[f"trunk.{i}.scale"], params[f"trunk.{i}.shift"]
                 x = normalised_layer(self.config.activation, x, weight, bias, scale, shift)
             else:
                 x = self._layer(x, weight, bias)
         return x
+
+    def _normalise(self, params: Params, observation: Tensor) -> Tensor:
+        if not self.config.normalise_observations:
+            return observation
+        scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
+        return ((observation - params["observation.mean"].unsqueeze(1)) * scale).clamp(-10.0, 10.0)
+
+    def _bias(self, params: Params, layer: int) -> Tensor:
+        bias = params[f"trunk.{layer}.bias"]
+        if layer or not self.config.context_size:
+            return bias
+        # An input that is the same in every row is a bias: its product is taken once for each policy.
+        context = params["context"].unsqueeze(1)
+        return torch.baddbmm(bias.unsqueeze(1), context, params["trunk.0.context"]).squeeze(1)
+
+    def acting(self, params: Params, trace: Sequence[Tensor] | None = None) -> Callable[[Tensor, int], Tensor]:
+        """The head of N policies as a function of observations [N, B, O] and the step t, for many calls; no gradients.
+
+        Args:
+            params: N policies.
+            trace: Where to write each hidden layer's output at step t, [N, T, B, H_i]; only if :attr:`traceable`.
+        """
+        if not self.traceable:
+            return lambda observation, _: self.head(params, self.features(params, observation))
+        layers = [(params[f"trunk.{i}.weight"], self._bias(params, i)) for i in range(self._depth)]
+
+        def head(observation: Tensor, t: int) -> Tensor:
+            x = self._normalise(params, observation)
+            for i, (weight, bias) in enumerate(layers):
+                x = tanh_layer(x, weight, bias, None if trace is None else trace[i][:, t])
+            return self.head(params, x)
+
+        return head
 
     def head(self, params: Params, features: Tensor) -> Tensor:
         """What decides the action distribution of each state, [N, M, head_size].

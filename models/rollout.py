@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def collect(
     keys: Tensor,
     *,
     deterministic: bool = False,
+    traced: bool = False,
 ) -> Rollout:
     """Run ``episodes`` episodes of policy n in task n, all at once.
 
@@ -39,39 +42,46 @@ def collect(
         episodes: B.
         keys: [N] int64, one stream for each task (:mod:`models.random`).
         deterministic: Take the most likely action in place of sampling.
+        traced: Keep what the hidden layers gave; only for a policy that is traceable.
 
     Returns:
         The episodes, padded to the longest.
 
     Raises:
         NonFiniteReward: If a task's reward or dynamics gave NaN or infinity.
+        EnvironmentFailed: If a bridged environment failed (:mod:`models.environments.bridge`).
     """
     episode_keys = random.fold_in(keys.unsqueeze(1), torch.arange(episodes, device=keys.device))
-    simulation = tasks.environment.simulate(random.fold_in(episode_keys, 0), tasks)
     horizon = tasks.horizon.unsqueeze(1)
     last_step, same_horizon = int(tasks.horizon.max()), bool((tasks.horizon == tasks.horizon[0]).all())
     step_keys = random.fold_in(episode_keys, 1).unsqueeze(1)
     alive = torch.ones(len(tasks), episodes, dtype=torch.bool, device=keys.device)
-    observations, heads, actions, terminals, masks = [simulation.first_observation], [], [], [], []
+    heads, actions, terminals, masks = [], [], [], []
     noise: Tensor | None = None
-    for t in range(last_step):
-        if t % _CHUNK == 0:
-            if not bool(alive.any()):
-                break
-            at = torch.arange(t, min(t + _CHUNK, last_step), device=keys.device)
-            chunk_keys = random.fold_in(step_keys, at.reshape(1, -1, 1))
-            noise = None if deterministic else policy.noise(params, chunk_keys)
-        head = policy.head(params, policy.features(params, observations[-1]))
-        action = policy.choose(head, None if noise is None else noise[:, t % _CHUNK])
-        rng = chunk_keys[:, t % _CHUNK]
-        observation, terminal = simulation.step(policy.to_environment(action), rng, alive)
-        masks.append(alive)
-        terminals.append(terminal)
-        alive = alive & ~terminal if same_horizon else alive & ~terminal & (t + 1 < horizon)
-        heads.append(head)
-        actions.append(action)
-        observations.append(observation)
-    return _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
+    size = (len(tasks), last_step, episodes)
+    trace = [params["policy.bias"].new_empty(*size, units) for units in policy.config.hidden] if traced else None
+    act = policy.acting(params, trace)
+    with tasks.environment.simulate(random.fold_in(episode_keys, 0), tasks) as simulation:
+        observations = [simulation.first_observation]
+        for t in range(last_step):
+            if t % _CHUNK == 0:
+                if not bool(alive.any()):
+                    break
+                at = torch.arange(t, min(t + _CHUNK, last_step), device=keys.device)
+                chunk_keys = random.fold_in(step_keys, at.reshape(1, -1, 1))
+                noise = None if deterministic else policy.noise(params, chunk_keys)
+            head = act(observations[-1], t)
+            action = policy.choose(head, None if noise is None else noise[:, t % _CHUNK])
+            rng = chunk_keys[:, t % _CHUNK]
+            observation, terminal, over = simulation.step(policy.to_environment(action), rng, alive)
+            masks.append(alive)
+            terminals.append(terminal)
+            alive = alive & ~over if same_horizon else alive & ~over & (t + 1 < horizon)
+            heads.append(head)
+            actions.append(action)
+            observations.append(observation)
+    rollout = _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
+    return rollout if trace is None else replace(rollout, trace=tuple(x[:, : rollout.steps] for x in trace))
 
 
 def _assemble(

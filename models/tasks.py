@@ -10,8 +10,9 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from models.environments import ENVIRONMENTS, Environment
+from models.environments import ENVIRONMENTS, NEEDED_EXTRAS, Environment
 from models.environments.base import shown
+from models.environments.bridge import find_bridged
 from models.rewards import RewardFunction, compile_reward
 from models.types import InvalidValue, ParameterValue, Params, Task
 
@@ -20,14 +21,24 @@ MAX_HORIZON: Final = 100_000
 
 
 def find_environment(environment: object) -> Environment:
-    """The environment model of that id.
+    """The environment model of that id: one of ``ENVIRONMENTS``, or any other of Gymnasium's through the bridge.
 
     Raises:
-        InvalidValue: If there is none; names those there are.
+        InvalidValue: If there is none, naming those there are; if it is a module's that must not be imported; if it
+            cannot be used.
     """
-    if isinstance(environment, str) and environment in ENVIRONMENTS:
-        return ENVIRONMENTS[environment]
-    detail = f"unknown environment {shown(environment)}; the environments are {', '.join(ENVIRONMENTS)}"
+    if isinstance(environment, str):
+        if environment in ENVIRONMENTS:
+            return ENVIRONMENTS[environment]
+        if environment in NEEDED_EXTRAS:
+            needed = f"needs the extra headstart[{NEEDED_EXTRAS[environment]}], which is not installed"
+            raise InvalidValue("/environment", f"{environment} {needed}")
+        if (bridged := find_bridged(environment)) is not None:
+            return bridged
+    detail = (
+        f"unknown environment {shown(environment)}; the environments are {', '.join(ENVIRONMENTS)}, any other of "
+        "Gymnasium's, and module:Id of a module in HEADSTART_ENVIRONMENT_MODULES"
+    )
     raise InvalidValue("/environment", detail)
 
 
@@ -66,7 +77,7 @@ def define_task(
     """A task that is known to be sound, with everything that was left out filled in.
 
     Args:
-        environment: A key of ``ENVIRONMENTS``.
+        environment: An id that :func:`find_environment` knows.
         parameters: Values of some of its parameters, in their units; the others take their defaults.
         reward: An expression (:mod:`models.rewards`), or ``None`` for the environment's own reward.
         discount: γ, in (0, 1].
@@ -134,12 +145,17 @@ class TaskBatch:
         model = environment_of(tasks[0])
         for task, name in zip(tasks, names, strict=True):
             other = environment_of(task)
-            if other is not model and not _interchangeable(model, other):
+            if other is not model and not interchangeable(model, other):
                 raise InvalidValue("/tasks", _disagreement(names[0], model, name, other))
-        columns = {
-            each.name: [[each.number(task.parameters[each.name])] for task in tasks] for each in model.parameters
+        # Whole numbers stay whole: a key of 53 bits has no place in a float32.
+        params = {
+            each.name: torch.tensor(
+                [[each.number(task.parameters[each.name])] for task in tasks],
+                dtype=torch.int64 if each.kind == "integer" else dtype,
+                device=device,
+            )
+            for each in model.parameters
         }
-        params = {name: torch.tensor(column, dtype=dtype, device=device) for name, column in columns.items()}
         return cls(
             tasks=tasks,
             names=names,
@@ -215,7 +231,8 @@ def _reward_functions(
     )
 
 
-def _interchangeable(model: Environment, other: Environment) -> bool:
+def interchangeable(model: Environment, other: Environment) -> bool:
+    """Whether two models are one environment with the same spaces, so that their tasks fit in one batch."""
     return (
         model.id == other.id
         and model.observation_space == other.observation_space

@@ -45,7 +45,7 @@ class Task:
     """One Markov decision process. Build it with :func:`models.tasks.define_task`, which checks and completes it.
 
     Attributes:
-        environment: Id of the environment model, a key of ``ENVIRONMENTS``.
+        environment: Id of the environment model (:func:`models.tasks.find_environment`).
         parameters: Every parameter of that environment, defaults filled in, in its own units.
         reward: An expression (:mod:`models.rewards`) or ``None`` for the environment's own reward.
         discount: γ in (0, 1].
@@ -91,6 +91,8 @@ class Rollout:
         log_prob: [N, T, B], of the action under the policy that took it, summed over action dimensions.
         terminated: [N, B] bool: the episode ended in a terminal state (False: it was cut off at the horizon).
         final_observation: [N, B, O], the observation after each episode's last step.
+        trace: What each hidden layer of the policies gave, [N, T, B, H_i], where that was kept.
+        environment_steps: Real steps of all episodes.
     """
 
     observation: Tensor
@@ -100,6 +102,7 @@ class Rollout:
     log_prob: Tensor
     terminated: Tensor
     final_observation: Tensor
+    trace: tuple[Tensor, ...] | None = None
     environment_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +114,11 @@ class Rollout:
             if getattr(self, name).shape[:3] != axes:
                 raise ShapeError(f"{name} is {tuple(getattr(self, name).shape)}, but reward is {tuple(axes)}")
         object.__setattr__(self, "environment_steps", int(self.mask.count_nonzero()))
+
+    @property
+    def steps(self) -> int:
+        """T, the length of the longest episode."""
+        return self.reward.shape[1]
 
     @property
     def episode_return(self) -> Tensor:

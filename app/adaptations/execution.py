@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.adaptations.service import get_adaptation, read_task
+from app.adaptations.service import get_adaptation, learner_from_scratch, read_task
 from app.database import new_id, now
 from app.execution import Job
 from app.tables import Adaptation, Policy, Version, VersionFile
@@ -22,11 +22,8 @@ from models.checkpoint import (
     save_params,
     unpack,
 )
-from models.learners import MAML, Learner, MAMLConfig
-from models.policy import Policy as Network
 from models.policy import PolicyConfig
-from models.tasks import TaskBatch, environment_of
-from models.types import Params, Task
+from models.tasks import TaskBatch
 
 
 def execute_adaptation(job: Job) -> None:
@@ -47,7 +44,8 @@ def execute_adaptation(job: Job) -> None:
     task = read_task(adaptation.task_definition)
     method = from_json(InnerLoop, adaptation.method)
     if adaptation.model is None:
-        learner, params = _from_scratch(adaptation, task)
+        learner = learner_from_scratch(from_json(PolicyConfig, adaptation.request["policy"] or {}), task)
+        params = learner.initialise(adaptation.seed).params
     else:
         artefact = unpack(job.store.read(files[MANIFEST_FILE]), job.store.read(files[PARAMETERS_FILE]))
         learner, params = artefact.build(), artefact.params
@@ -86,13 +84,6 @@ def _files(session: Session, adaptation: Adaptation) -> dict[str, str]:
         .where(Version.model == adaptation.model, Version.number == adaptation.version)
     )
     return {name: sha256 for name, sha256 in session.execute(statement)}
-
-
-def _from_scratch(adaptation: Adaptation, task: Task) -> tuple[Learner[Any], Params]:
-    environment = environment_of(task)
-    config = from_json(PolicyConfig, adaptation.request["policy"] or {})
-    policy = Network(config, environment.observation_space, environment.action_space)
-    return MAML(MAMLConfig(), policy), policy.initialise(adaptation.seed)
 
 
 def _result(curve: tuple[CurvePoint, ...], method: InnerLoop, seconds: float) -> dict[str, Any]:

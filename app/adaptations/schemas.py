@@ -9,26 +9,16 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from app import tables
 from app.runs.schemas import AsSent, RunError, Seed, State
-from app.tasks.schemas import Reward
-from app.validation import Number, Schema, Whole
+from app.tasks.schemas import TaskDefinition
+from app.validation import Schema, Whole
 from models.adaptation import InnerLoop
 from models.policy import PolicyConfig
 
 DAY_S = 86_400
 
 
-class InlineTask(Schema):
-    """A task that is not registered; parameters that are left out take the environment's default."""
-
-    environment: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    reward: Reward | None = None
-    discount: Number = 0.99
-    horizon: Whole | None = None
-
-
 TaskReference = Annotated[
-    Annotated[str, Tag("reference")] | Annotated[InlineTask, Tag("definition")],
+    Annotated[str, Tag("reference")] | Annotated[TaskDefinition, Tag("definition")],
     Discriminator(lambda value: "reference" if isinstance(value, str) else "definition"),
 ]
 """A registered task by id or name, or a definition."""

@@ -9,15 +9,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import tables
-from app.adaptations.schemas import InlineTask, NewAdaptation
+from app.adaptations.schemas import NewAdaptation
 from app.auth import Principal, audit
 from app.database import new_id
 from app.errors import Invalid, NotFound
 from app.pagination import Page, paginate
 from app.registry.service import resolve
+from app.tasks.schemas import TaskDefinition
 from app.tasks.service import definition_of, get_task
-from models.adaptation import require_memory
-from models.checkpoint import space_to_json, to_json
+from models.adaptation import require_memory, require_rate
+from models.checkpoint import learner_from_json, space_to_json, to_json
+from models.learners import MAML, Learner, MAMLConfig
 from models.policy import Policy, PolicyConfig
 from models.tasks import define_task, environment_of
 from models.types import InvalidValue, Task
@@ -28,20 +30,21 @@ def create_adaptation(session: Session, by: Principal, request: NewAdaptation) -
 
     Raises:
         Invalid: If the model or the task is unknown, or their spaces differ.
-        InvalidValue: If an inline task is not valid, or the method's episodes do not fit in memory.
+        InvalidValue: If an inline task or a new policy's architecture is not valid, the method's episodes do not fit in
+            memory, or it gives a rate to a version that has learned its own.
     """
     task, task_id = _task(session, request.task)
-    version, hidden = None, (request.policy or PolicyConfig()).hidden
+    version = None
     if request.model is not None:
         if request.policy is not None:
             raise Invalid("/policy", "goes with no model: a version has an architecture already")
         version = resolve(session, request.model)
         _require_same_spaces(version, task)
-        hidden = version.manifest["policy"]["hidden"]
+        learner = learner_from_json(version.manifest)
     else:
-        environment = environment_of(task)
-        Policy(request.policy or PolicyConfig(), environment.observation_space, environment.action_space)
-    require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(hidden))
+        learner = learner_from_scratch(request.policy or PolicyConfig(), task)
+    require_rate(learner, request.method)
+    require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(learner.policy.config.hidden))
     require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
     adaptation = tables.Adaptation(
         id=new_id(),
@@ -85,7 +88,17 @@ def read_task(definition: Mapping[str, Any]) -> Task:
     return define_task(**{**definition, "reward": None if reward is None else reward["expression"]})
 
 
-def _task(session: Session, reference: str | InlineTask) -> tuple[Task, str | None]:
+def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
+    """What adapts a new policy of this architecture to a task: MAML's inner loop, as it is by default.
+
+    Raises:
+        InvalidValue: At ``/policy/...``, if the architecture does not fit the task's spaces or the inner loop.
+    """
+    environment = environment_of(task)
+    return MAML(MAMLConfig(), Policy(config, environment.observation_space, environment.action_space))
+
+
+def _task(session: Session, reference: str | TaskDefinition) -> tuple[Task, str | None]:
     if isinstance(reference, str):
         try:
             row = get_task(session, reference)

@@ -34,7 +34,8 @@ from models.checkpoint import (
     pack,
     save_state,
 )
-from models.training import Progress, Training, TrainingState, train
+from models.learners.base import Metrics
+from models.training import Evaluated, Progress, Training, TrainingState, train
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,7 @@ class _RunExecution:
 
     def _take(self, progress: Progress) -> None:
         state = self._state = progress.state
-        # A number that is not finite has no place in JSON; the run goes on as long as its parameters are.
-        values = {name: value for name, value in progress.metrics.items() if math.isfinite(value)}
+        values = _finite(progress.metrics)
         if not values:
             return
         self._metrics = self._metrics | values
@@ -136,6 +136,7 @@ class _RunExecution:
                 "environment_steps": state.environment_steps,
                 "seconds": state.seconds,
                 "values": values,
+                "evaluation": None if progress.evaluated is None else _returns(progress.evaluated),
                 "attempt": self._job.lease.attempt,
             }
         )
@@ -150,6 +151,7 @@ class _RunExecution:
             seconds=state.seconds if state else 0.0,
             fraction=self._training.stop.fraction(state) if state else 0.0,
             metrics=self._metrics if state else {},
+            best=_best(state) if state else None,
         )
         if self._unwritten:
             first = RunMetric.sequence >= self._unwritten[0]["sequence"]
@@ -232,12 +234,33 @@ class _RunExecution:
         self._discard(pruned)
 
     def _about(self, state: TrainingState, stopped_by: str) -> dict[str, Any]:
-        spec = self._run.spec
+        spec, best = self._run.spec, state.best
         described = ("environment", "seed", "tasks", "family", "stop", "evaluation")
         return {name: spec[name] for name in described} | {
             "run": self._run.id,
             "stopped_by": stopped_by,
             "iterations": state.iterations,
             "environment_steps": state.environment_steps,
-            "metrics": self._metrics,
+            "selected_by": "last" if best is None else "held_out_return",
+            "iteration": state.iterations if best is None else best.iteration,
+            "metrics": self._metrics if best is None else _finite(best.metrics),
         }
+
+
+def _finite(metrics: Metrics) -> Metrics:
+    # A number that is not finite has no place in JSON; a run goes on as long as its parameters are.
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _returns(evaluated: Evaluated) -> dict[str, Any]:
+    """What :class:`app.runs.schemas.HeldOutReturns` shows."""
+    rows = evaluated.mean_return
+    return {"mean_return": [[value if math.isfinite(value) else None for value in row] for row in rows]}
+
+
+def _best(state: TrainingState) -> dict[str, Any] | None:
+    """What :class:`app.runs.schemas.BestBody` shows, as far as there is something that JSON can say."""
+    best = state.best
+    if best is None or not math.isfinite(achieved := best.metrics["held_out_return_after"]):
+        return None
+    return {"iteration": best.iteration, "held_out_return_after": achieved}

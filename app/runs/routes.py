@@ -13,7 +13,8 @@ from app.errors import BadRequest
 from app.files import serve_file
 from app.pagination import RequestPage
 from app.runs import events, service
-from app.runs.schemas import Metric, Metrics, NewRun, RunBody, Runs, State
+from app.runs.schemas import EvaluationTasks, Metric, Metrics, NewRun, RunBody, Runs, State
+from app.tasks.schemas import TaskDefinition
 from app.transactions import RequestSession, TransactionalRoute
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=TransactionalRoute)
@@ -59,6 +60,14 @@ def list_run_metrics(run_id: str, session: RequestSession, page: RequestPage, _:
     """What a run measured, iteration by iteration, oldest first."""
     rows, token = service.list_metrics(session, page, run_id, after)
     return Metrics(metrics=[Metric.model_validate(row) for row in rows], next_page_token=token)
+
+
+@router.get("/{run_id}/evaluation-tasks")
+def list_run_evaluation_tasks(run_id: str, session: RequestSession, _: Caller) -> EvaluationTasks:
+    """The held-out tasks of a run, all at once: entry n of a metric's `evaluation` is the return of task n."""
+    family, split, seed, tasks = service.held_out_tasks(session, run_id)
+    definitions = [TaskDefinition.model_validate(task.definition()) for task in tasks]
+    return EvaluationTasks(family=family.name, split=split, seed=seed, tasks=definitions)
 
 
 @router.get("/{run_id}/events", response_class=StreamingResponse, responses=_STREAM)

@@ -18,8 +18,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from app import tables
-from app.tasks.schemas import LabelName, LabelValue, Split
+from app.tasks.schemas import LabelName, LabelValue, Split, TaskDefinition
 from app.validation import Name, Schema, Whole
+from models.device import Device
 from models.learners import LearnerConfig, MAMLConfig
 from models.policy import PolicyConfig
 from models.training import Stop
@@ -119,8 +120,12 @@ class Evaluation(Schema):
     every_iterations: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
     """Iterations from one evaluation to the next; the last iteration always has one."""
 
+    steps: Annotated[Whole, Field(ge=1, le=20)] | None = None
+    """K: the return is measured before adapting and after each of 1..K inner steps, and the version with the highest
+    after K is kept; by default the learner's `inner_steps`."""
+
     episodes: Annotated[Whole, Field(ge=2, le=1000)] | None = None
-    """Episodes of each rollout; by default the learner's `episodes_per_task`."""
+    """Episodes of each task in each rollout; by default the learner's `episodes_per_task`."""
 
 
 class NewRun(Schema):
@@ -135,9 +140,10 @@ class NewRun(Schema):
                     "learner": {"name": "maml", "inner_learning_rate": 0.1, "tasks_per_iteration": 20},
                     "policy": {"hidden": [64, 32], "activation": "tanh"},
                     "tasks": {"family": "cartpole-physics", "split": "train"},
-                    "stop": {"iterations": 200, "seconds": 60},
-                    "evaluation": {"split": "test", "tasks": 20, "every_iterations": 20},
+                    "stop": {"iterations": 200, "seconds": 60, "gap": {"above": 40.0, "evaluations": 3}},
+                    "evaluation": {"split": "test", "tasks": 20, "every_iterations": 20, "steps": 3},
                     "seed": 0,
+                    "device": "auto",
                 }
             ]
         },
@@ -164,6 +170,10 @@ class NewRun(Schema):
     seed: Seed = 0
     """Of all randomness: the same request on the same machine ends in the same parameters."""
 
+    device: Device = "auto"
+    """Where the worker computes: `cuda` is a graphics card; `auto` is one where the worker finds it, else `cpu`. Only
+    the worker's machine knows what it has: a run with `cuda` fails as soon as it starts where there is none."""
+
 
 class Progress(Schema):
     """How far a run is. ``fraction`` is in [0, 1]; ``seconds`` is time spent training, over all attempts."""
@@ -172,6 +182,13 @@ class Progress(Schema):
     iterations: int
     environment_steps: int
     seconds: float
+
+
+class BestBody(Schema):
+    """The iteration whose initialisation did best on held-out tasks so far, with that return: what the run keeps."""
+
+    iteration: int
+    held_out_return_after: float
 
 
 class RunError(Schema):
@@ -190,6 +207,7 @@ class RunBody(Schema):
     version: int | None
     progress: Progress
     metrics: dict[str, float]
+    best: BestBody | None
     attempts: int
     error: RunError | None
     stopped_by: str | None
@@ -200,6 +218,7 @@ class RunBody(Schema):
     stop: dict[str, Any]
     evaluation: dict[str, Any] | None
     seed: int
+    device: Device
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -215,6 +234,7 @@ class RunBody(Schema):
             version=row.version,
             progress=Progress.model_validate(row),
             metrics=row.metrics,
+            best=row.best,  # type: ignore[arg-type]  # pydantic makes it one
             attempts=row.attempt,
             error=None if row.error is None else RunError(**row.error),
             stopped_by=row.stopped_by,
@@ -225,6 +245,7 @@ class RunBody(Schema):
             stop=spec["stop"],
             evaluation=spec["evaluation"],
             seed=spec["seed"],
+            device=spec.get("device", "auto"),  # a run of an earlier version says nothing of it
             created_at=row.created_at,
             started_at=row.started_at,
             finished_at=row.finished_at,
@@ -238,14 +259,41 @@ class Runs(Schema):
     next_page_token: str | None
 
 
+class HeldOutReturns(Schema):
+    """Mean undiscounted return of every held-out task, before adapting and after 1..K inner steps.
+
+    Row k is after k steps; its entry n is the task at place n of the run's evaluation tasks, null where the return is
+    not finite.
+    """
+
+    mean_return: list[list[float | None]]
+
+
 class Metric(Schema):
-    """What a run measured in one iteration; its sequence number is the iteration's."""
+    """What a run measured in one iteration; its sequence number is the iteration's.
+
+    ``values`` holds means over tasks by name; ``evaluation`` is null where the iteration was not evaluated on held-out
+    tasks.
+    """
 
     sequence: int
     iteration: int
     environment_steps: int
     seconds: float
     values: dict[str, float]
+    evaluation: HeldOutReturns | None
+
+
+class EvaluationTasks(Schema):
+    """The held-out tasks of a run, in the order of each evaluation's returns.
+
+    They are what sampling ``tasks`` many of ``family`` with this ``split`` and ``seed`` gives.
+    """
+
+    family: str
+    split: Split
+    seed: int
+    tasks: list[TaskDefinition]
 
 
 class Metrics(Schema):

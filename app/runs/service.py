@@ -14,12 +14,13 @@ from app.database import exclusive, new_id, now
 from app.errors import Invalid, NotFound
 from app.pagination import Page, paginate
 from app.runs.schemas import NewRun, TaskSelection
+from app.tasks.schemas import Split
 from app.tasks.service import TASKS_LOCK, definition_of, family_of, select_tasks
 from app.validation import MAX_ERRORS, FieldError
-from models.adaptation import require_memory
+from models.device import Device
 from models.families import TaskFamily, define_family
 from models.tasks import TaskBatch
-from models.training import MAX_STEPS_PER_ROLLOUT, FamilyTasks, FixedTasks, HeldOut, Training
+from models.training import FamilyTasks, FixedTasks, HeldOut, TaskSource, Training
 from models.types import Task
 
 MAX_TASKS = 10_000
@@ -29,7 +30,7 @@ _CHUNK = 500
 
 
 def create_run(session: Session, by: Principal, request: NewRun) -> tables.Run:
-    """Queue a run. All that the core would refuse is refused now.
+    """Queue a run. All that the core would refuse is refused now, but for a device that the worker's machine lacks.
 
     What the run needs is written down with it, so that nothing that changes later changes the run: the
     request with every default, the family's definition, the selected tasks.
@@ -42,7 +43,8 @@ def create_run(session: Session, by: Principal, request: NewRun) -> tables.Run:
     if request.evaluation is not None:
         family = family or _family_of_tasks(session, rows)
         _require_held_out(request, rows)
-    training = _training(request, family, [definition_of(row) for row in rows], [row.name for row in rows])
+    # This process need not run on the worker's machine: the processor, which both have, stands for the device.
+    training = _training(request, family, rows, "cpu")
     spec = request.model_dump(mode="json", exclude={"model"})
     spec["tasks"] = {name: value for name, value in spec["tasks"].items() if value not in (None, False)}
     spec |= {"family": None if family is None else family.definition(), "environment": training.environment}
@@ -132,11 +134,12 @@ def list_checkpoints(session: Session, run_id: str) -> Sequence[tables.Checkpoin
 
 
 def training_of(session: Session, run: tables.Run) -> Training:
-    """What a run computes, from what was written down when it was asked for."""
-    known = {name: run.spec[name] for name in NewRun.model_fields if name != "model"}
-    request = NewRun.model_validate({"model": run.model, **known})
-    definition = run.spec["family"]
-    family = None if definition is None else read_family(definition)
+    """What a run computes, from what was written down when it was asked for.
+
+    Raises:
+        InvalidValue: At ``/device``, if this machine lacks it.
+    """
+    request, family = _asked(run)
     rows = _in_order(
         session.scalars(
             select(tables.Task)
@@ -144,7 +147,19 @@ def training_of(session: Session, run: tables.Run) -> Training:
             .where(tables.RunTask.run_id == run.id)
         )
     )
-    return _training(request, family, [definition_of(row) for row in rows], [row.name for row in rows])
+    return _training(request, family, rows, request.device)
+
+
+def held_out_tasks(session: Session, run_id: str) -> tuple[TaskFamily, Split, int, Sequence[Task]]:
+    """The family, the split and the seed of a run's held-out tasks, and these tasks in the order of their returns.
+
+    Raises:
+        NotFound: If there is no such run, or it has no evaluation.
+    """
+    request, family = _asked(get_run(session, run_id))
+    if request.evaluation is None or family is None:
+        raise NotFound(f"run {run_id!r} has no evaluation on held-out tasks")
+    return family, request.evaluation.split, request.seed, _held_out(request, family).tasks
 
 
 def read_family(definition: dict[str, Any]) -> TaskFamily:
@@ -153,31 +168,41 @@ def read_family(definition: dict[str, Any]) -> TaskFamily:
     return define_family(**(definition | {"reward": None if reward is None else reward["expression"]}))
 
 
-def _training(request: NewRun, family: TaskFamily | None, tasks: list[Task], names: list[str]) -> Training:
+def _asked(run: tables.Run) -> tuple[NewRun, TaskFamily | None]:
+    """The request that was written down, and the family as it was then."""
+    # What an earlier version wrote down has not all of today's members: they take their defaults.
+    known = {name: run.spec[name] for name in NewRun.model_fields if name in run.spec}
+    definition = run.spec["family"]
+    request = NewRun.model_validate({"model": run.model, **known})
+    return request, None if definition is None else read_family(definition)
+
+
+def _training(request: NewRun, family: TaskFamily | None, rows: Sequence[tables.Task], device: Device) -> Training:
     learner, selection = request.learner, request.tasks
-    source: FamilyTasks | FixedTasks
-    if family is not None and selection.split is not None and not tasks:
-        source = FamilyTasks(family, selection.split)
-    else:
-        TaskBatch.of(tasks, names=names)
-        # An iteration may draw the longest of the tasks together: that must fit too.
-        longest = sorted(tasks, key=lambda task: -task.horizon)[: learner.tasks_per_iteration]
-        Training(learner, request.policy, FixedTasks(tuple(longest)), request.stop, request.seed)
-        source = FixedTasks(tuple(tasks))
     held_out = None if request.evaluation is None or family is None else _held_out(request, family)
-    return Training(learner, request.policy, source, request.stop, request.seed, held_out)
+
+    def training(source: TaskSource) -> Training:
+        return Training(learner, request.policy, source, request.stop, request.seed, held_out, device)
+
+    if family is not None and selection.split is not None and not rows:
+        return training(FamilyTasks(family, selection.split))
+    tasks = [definition_of(row) for row in rows]
+    others = held_out.tasks[:1] if held_out else ()
+    TaskBatch.of([*tasks, *others], names=[*(row.name for row in rows), *("the held-out tasks" for _ in others)])
+    # An iteration may draw the longest of the tasks together: that must fit too.
+    training(FixedTasks(tuple(sorted(tasks, key=lambda task: -task.horizon)[: learner.tasks_per_iteration])))
+    return training(FixedTasks(tuple(tasks)))
 
 
 def _held_out(request: NewRun, family: TaskFamily) -> HeldOut:
     evaluation, learner = request.evaluation, request.learner
     assert evaluation is not None
-    episodes = evaluation.episodes or learner.episodes_per_task
-    require_memory(episodes, family.horizon, "/evaluation/episodes", sum(request.policy.hidden))
-    if evaluation.tasks * episodes * family.horizon > MAX_STEPS_PER_ROLLOUT:
-        size = f"{evaluation.tasks} tasks x {episodes} episodes x {family.horizon} steps"
-        raise Invalid("/evaluation/tasks", f"{size} is over {MAX_STEPS_PER_ROLLOUT:,} steps")
-    tasks = family.sample(evaluation.split, request.seed, range(evaluation.tasks))
-    return HeldOut(tuple(tasks), evaluation.every_iterations, learner.inner_steps, episodes)
+    return HeldOut(
+        tuple(family.sample(evaluation.split, request.seed, range(evaluation.tasks))),
+        evaluation.every_iterations,
+        evaluation.steps or learner.inner_steps,
+        evaluation.episodes or learner.episodes_per_task,
+    )
 
 
 def _select(session: Session, selection: TaskSelection) -> tuple[TaskFamily | None, list[tables.Task]]:

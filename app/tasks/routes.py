@@ -25,6 +25,7 @@ from app.tasks.schemas import (
 from app.transactions import RequestSession, TransactionalRoute
 from app.validation import MAX_ERRORS, FieldError
 from models.environments import ENVIRONMENTS
+from models.tasks import find_environment
 from models.types import InvalidValue
 
 router = APIRouter(route_class=TransactionalRoute)
@@ -34,17 +35,18 @@ Writer = Annotated[Principal, Depends(require("tasks:write"))]
 
 @router.get("/environments", tags=["environments"])
 def list_environments(page: RequestPage, _: Caller) -> Environments:
-    """The environment models, by id."""
+    """The built-in environment models, by id."""
     ids, token = paginate_names(ENVIRONMENTS, page, {"list": "environments"})
     return Environments(environments=[EnvironmentBody.of(ENVIRONMENTS[id_]) for id_ in ids], next_page_token=token)
 
 
-@router.get("/environments/{environment_id}", tags=["environments"])
+@router.get("/environments/{environment_id:path}", tags=["environments"])
 def get_environment(environment_id: str, _: Caller) -> EnvironmentBody:
-    """One environment model: parameters, spaces, default horizon."""
-    if environment_id not in ENVIRONMENTS:
-        raise NotFound(f"there is no environment {environment_id!r}")
-    return EnvironmentBody.of(ENVIRONMENTS[environment_id])
+    """One environment model: parameters, spaces, default horizon. Any other of Gymnasium's has one too."""
+    try:
+        return EnvironmentBody.of(find_environment(environment_id))
+    except InvalidValue as error:
+        raise NotFound(error.detail) from error
 
 
 @router.post("/task-families", status_code=201, tags=["task-families"])

@@ -183,6 +183,16 @@ class SampleRequest(Schema):
     split: Split = "train"
 
 
+class TaskDefinition(Schema):
+    """What a task is, registered or not; parameters that are left out take the environment's default."""
+
+    environment: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    reward: Reward | None = None
+    discount: Number = 0.99
+    horizon: Whole | None = None
+
+
 class NewTask(Schema):
     """A task that is asked for; parameters that are left out take the environment's default."""
 

@@ -39,8 +39,10 @@ environment:
   HEADSTART_URL      address of the service (http://127.0.0.1:8000)
   HEADSTART_API_KEY  key to send; for a service on this machine the admin key is found in
                      $HEADSTART_DATA/admin.key or ./var/admin.key
+  NO_COLOR           anything: draw without colours
 
 With --json, stdout holds exactly one JSON document: the result, or {"problem": {...}} where there is none.
+Only runs watch writes more, one a line: each row of metrics and each state of the run as it comes, then the result.
 """
 
 
@@ -53,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=version("headstart-client"))
-    parser.set_defaults(json=False, url=None, key=None)
+    parser.set_defaults(json=False, indent=2, url=None, key=None)
     # The same options before and after the command: SUPPRESS keeps one's default from undoing the other.
     options = argparse.ArgumentParser(add_help=False)
     for where in (parser, options):
@@ -80,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
         code, document, text = _run(args)
         if args.json:
-            print(json.dumps(document, indent=2))
+            print(json.dumps(document, indent=args.indent))
         elif text:
             print(text)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone, and Python would complain when it flushes at exit: let it flush elsewhere.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -18,7 +20,9 @@ from headstart_client.inputs import (
     read_tasks,
 )
 from headstart_client.output import Output, fields, listing, record, table
+from headstart_client.runs import Run, Runs
 from headstart_client.tasks import Task
+from headstart_client.waiting import goes_on
 from headstart_client.wire import parse
 
 Command = Callable[[Client, argparse.Namespace], Output]
@@ -158,7 +162,8 @@ def _add_runs(group: Group) -> None:
     found.add_argument("--state", help="queued, running, succeeded, failed or cancelled")
     found.add_argument("--model")
     _add_limit(found)
-    watch = group.verb("watch", _watch_run, "wait for a run to end, showing how far it is")
+    watch = group.verb("watch", _watch_run, "wait for a run to end, showing how far it is and its curve")
+    watch.set_defaults(indent=None)
     watch.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; the run goes on")
     metrics = group.verb("metrics", _list_metrics, "a run's metrics so far")
     metrics.add_argument("--after", type=int, metavar="SEQUENCE", help="only later rows")
@@ -170,7 +175,7 @@ def _add_runs(group: Group) -> None:
 
 def _start_run(client: Client, args: argparse.Namespace) -> Output:
     run = client.runs.submit(read_object(args.file), idempotency_key=args.idempotency_key)
-    return record(run.wait(args.timeout, progress=True) if args.watch else run)
+    return _ended(run.wait(args.timeout, progress=True)) if args.watch else record(run)
 
 
 def _list_runs(client: Client, args: argparse.Namespace) -> Output:
@@ -184,7 +189,33 @@ def _get_run(client: Client, args: argparse.Namespace) -> Output:
 
 
 def _watch_run(client: Client, args: argparse.Namespace) -> Output:
-    return record(client.runs.wait(args.run, args.timeout, progress=True))
+    if args.json:
+        _tell(client.runs, args.run, args.timeout)
+        return record(client.runs.wait(args.run, progress=False))
+    return _ended(client.runs.wait(args.run, args.timeout, progress=True))
+
+
+def _tell(runs: Runs, name: str, timeout_s: float | None) -> None:
+    """Write what happens to a run, an object on each line, until it has ended."""
+    with goes_on(f"run {name}", f"headstart runs cancel {name}"):
+        for item in runs.follow(name, timeout_s):
+            # The run as it ended is the result of the command.
+            if not (isinstance(item, Run) and item.finished):
+                sys.stdout.write(json.dumps(item.raw) + "\n")
+                sys.stdout.flush()
+
+
+def _ended(run: Run) -> Output:
+    """What a run has come to, for somebody who has watched it."""
+    version = f"{run.model}/{run.version}" if run.version else None
+    lines = {
+        "run": run.id,
+        "version": version,
+        "stopped by": run.stopped_by,
+        "return before": run.metrics.get("return_before"),
+        "return after": run.metrics.get("return_after"),
+    }
+    return Output(run.raw, fields(lines))
 
 
 def _cancel_run(client: Client, args: argparse.Namespace) -> Output:

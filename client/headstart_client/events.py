@@ -5,9 +5,10 @@ Source: WHATWG HTML Living Standard, section 9.2, "Server-sent events".
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-import time
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,15 +78,25 @@ def _object(text: str) -> Mapping[str, Any]:
     return value
 
 
-def stream_events(transport: Transport, path: str, after: str | None = None) -> Iterator[Event]:
+def stream_events(
+    transport: Transport, path: str, after: str | None = None, stopped: threading.Event | None = None
+) -> Iterator[Event]:
     """Events until the run has ended; a stream that breaks off is taken up after the last event received.
+
+    Args:
+        transport: To the service.
+        path: Of the stream.
+        after: Id of the last event that is known already.
+        stopped: Set by another thread to end the stream; seen when the service speaks next, if only to say
+            that it is there.
 
     Raises:
         ConnectionFailed: If the service stays away.
         Problem: If it refuses.
     """
+    stopped = stopped or threading.Event()
     failures = 0
-    while True:
+    while not stopped.is_set():
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if after:
             headers["Last-Event-ID"] = after
@@ -96,7 +107,8 @@ def stream_events(transport: Transport, path: str, after: str | None = None) -> 
                 opened = True
                 if response.status_code == 204:  # the standard's way to say: do not come back
                     return
-                for event in parse_events(lines(response.iter_bytes())):
+                heard = itertools.takewhile(lambda _: not stopped.is_set(), lines(response.iter_bytes()))
+                for event in parse_events(heard):
                     failures, after = 0, event.id or after
                     yield event
                     if event.kind == "state" and event.data.get("state") in FINISHED:
@@ -104,10 +116,10 @@ def stream_events(transport: Transport, path: str, after: str | None = None) -> 
         except HeadstartError as error:
             failure = error
         # An open stream that was only silent for long is no sign of trouble: a queued run has nothing to say.
-        if opened and isinstance(failure.__cause__, httpx.ReadTimeout):
+        if stopped.is_set() or (opened and isinstance(failure.__cause__, httpx.ReadTimeout)):
             continue
         pause_s = transport.retry.pause_s(failures, failure)
         if pause_s is None:
             raise failure
-        time.sleep(pause_s)
+        stopped.wait(pause_s)
         failures += 1

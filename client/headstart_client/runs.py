@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from headstart_client.display import Display, choose_display
 from headstart_client.downloads import download
-from headstart_client.errors import RunFailed
+from headstart_client.errors import InvalidResponse, RunFailed
 from headstart_client.events import FINISHED, Event, stream_events
-from headstart_client.progress import ProgressLine
+from headstart_client.history import History
 from headstart_client.tasks import Task, TaskFamily
 from headstart_client.transport import Transport, json_of, segment
-from headstart_client.waiting import poll
+from headstart_client.waiting import goes_on, poll, ticking
 from headstart_client.wire import Failure, Resource, id_of, parse, without_none
+
+TICK_S = 0.5
 
 TaskSelection = str | TaskFamily | Mapping[str, Any] | Iterable[str | Task]
 
@@ -203,8 +209,8 @@ class Runs:
         Args:
             run: The run, or its id.
             timeout_s: When to give up, in seconds from now; ``None`` for never.
-            progress: ``None`` draws a bar on stderr where that is a terminal; ``True`` writes lines where it
-                is not; ``False`` keeps silent.
+            progress: ``None`` draws a bar and the learning curve on stderr where that is a terminal; ``True``
+                writes lines where it is not; ``False`` keeps silent.
 
         Returns:
             The run as it ended, with its ``version``.
@@ -213,17 +219,71 @@ class Runs:
             RunFailed: If it failed or was cancelled.
             Timeout: If the time is over; the run goes on.
         """
-        with ProgressLine(progress) as line:
-
-            def fetch() -> Run:
-                now = self.get(run)
-                line.show(now)
-                return now
-
-            ended = poll(fetch, lambda now: now.finished, f"run {id_of(run)}", timeout_s)
+        name = id_of(run)
+        display = choose_display(progress, sys.stderr)
+        with goes_on(f"run {name}", f"headstart runs cancel {name}"):
+            if display is None:
+                ended = poll(lambda: self.get(run), lambda now: now.finished, f"run {name}", timeout_s)
+            else:
+                ended = self._watch(name, timeout_s, display)
         if ended.state != "succeeded":
             raise RunFailed(ended)
         return ended
+
+    def follow(self, run: str | Run, timeout_s: float | None = None) -> Iterator[Run | Metric]:
+        """A run's metrics, those so far and then the others as they come, and the run at every change of state.
+
+        The last item is the run as it ended, well or badly. A service that is away for less than a minute does
+        not end it.
+
+        Args:
+            run: The run, or its id.
+            timeout_s: When to give up, in seconds from the first item asked for; ``None`` for never.
+
+        Raises:
+            Timeout: If the time is over; the run goes on.
+            ConnectionFailed: If the service stays away.
+        """
+        return (item for item in self._ticking(id_of(run), timeout_s) if item is not None)
+
+    def _watch(self, name: str, timeout_s: float | None, display: Display) -> Run:
+        history = History()
+        try:
+            for item in self._ticking(name, timeout_s):
+                now_s = time.monotonic()
+                if isinstance(item, Run):
+                    history.take_run(item, now_s)
+                elif item is not None:
+                    history.take_metric(item, now_s)
+                display.show(history, now_s)
+        finally:
+            display.close(history, time.monotonic())
+        return history.run or self.get(name)
+
+    def _ticking(self, name: str, timeout_s: float | None) -> Iterator[Run | Metric | None]:
+        return ticking(lambda stopped: self._follow(name, stopped), f"run {name}", timeout_s, TICK_S)
+
+    def _follow(self, name: str, stopped: threading.Event) -> Iterator[Run | Metric]:
+        transport = self._transport.patient()
+        patient, after = Runs(transport), 0
+        run = patient.get(name)
+        if not run.finished:
+            yield run
+        for metric in patient.metrics(name):
+            after = metric.sequence
+            yield metric
+        # A run that was seen as ended has all of its metrics; of any other, the stream tells the rest.
+        events = () if run.finished else stream_events(transport, f"{_path(name)}/events", str(after), stopped)
+        for event in events:
+            if event.kind == "metrics":
+                yield parse(Metric, event.data)
+            elif event.kind == "state":
+                run = self._run(event.data)
+                if not run.finished:
+                    yield run
+        if not run.finished:
+            raise InvalidResponse(f"run {name} has not ended, but the service has no more to tell of it")
+        yield replace(run, _runs=self)
 
     def _run(self, answer: object) -> Run:
         return replace(parse(Run, answer), _runs=self)

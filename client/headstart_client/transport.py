@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from headstart_client.wire import encode
 
 T = TypeVar("T")
 LONGEST_RETRY_AFTER_S = 60.0
+PATIENT_ATTEMPTS = 13
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ class Transport:
     def close(self) -> None:
         """Close every connection."""
         self._http.close()
+
+    def patient(self) -> Transport:
+        """The same connections, for work that a service may leave and come back to: retried for most of a minute."""
+        patient = copy.copy(self)
+        patient.retry = replace(self.retry, attempts=PATIENT_ATTEMPTS)
+        return patient
 
     def repeat(self, work: Callable[[int], T]) -> T:
         """Do ``work(attempt)`` until it returns, pausing after transient failures; the last one is raised."""

@@ -14,12 +14,17 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Answer:
-    """One response; ``cut`` closes the connection after so many bytes of its body, 0 before any byte."""
+    """One response.
+
+    ``cut`` closes the connection after so many bytes of its body, 0 before any byte; ``held`` keeps it open
+    after the body, for as long as the server lives.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class ScriptedServer:
     def __init__(self) -> None:
         self.requests: list[Received] = []
         self._answers: deque[Answer] = deque()
+        self._over = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -70,6 +76,7 @@ class ScriptedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -87,10 +94,13 @@ class ScriptedServer:
                     self.send_response(given.status)
                     for name, value in given.headers.items():
                         self.send_header(name, value)
-                    if "Content-Length" not in given.headers and given.status not in (204, 304):
+                    if not given.held and "Content-Length" not in given.headers and given.status not in (204, 304):
                         self.send_header("Content-Length", str(len(given.body)))
                     self.end_headers()
                     self.wfile.write(given.body[: given.cut])
+                if given.held:
+                    self.wfile.flush()
+                    script._over.wait()
                 self.close_connection = True
 
             do_GET = do_POST = do_PUT = do_DELETE = _serve

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-import sys
 import time
 from datetime import UTC, datetime
 
@@ -14,12 +12,9 @@ from headstart_client import (
     Client,
     HeadstartError,
     InvalidRequest,
-    Run,
     RunFailed,
     Timeout,
 )
-from headstart_client.progress import ProgressLine, describe, duration
-from headstart_client.wire import parse
 
 TASK = {"id": "t1", "name": "long", "environment": "CartPole-v1"}
 
@@ -101,37 +96,6 @@ def test_waiting_ends_in_time(server: ScriptedServer, client: Client) -> None:
         client.runs.wait("r1", timeout_s=0.2)
     assert time.monotonic() - started_s < 2
     assert issubclass(Timeout, TimeoutError)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with ProgressLine() as line:
-        line.show(parse(Run, run("queued")))
-        line.show(parse(Run, run("running")))
-    text = terminal.getvalue()
-    assert text.count("\r") == 2
-    assert text.count("\n") == 1
-    assert len({len(part) for part in text.strip("\r\n").split("\r")}) == 1
-
-
-def test_a_pipe_gets_lines_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wanted, count in ((None, 0), (False, 0), (True, 2)):
-        monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
-        with ProgressLine(wanted) as line:
-            for state in ("queued", "running", "running"):
-                line.show(parse(Run, run(state)))
-        assert pipe.getvalue().count("\n") == count
-
-
-def test_progress_shows_returns_and_the_time_left() -> None:
-    text = describe(parse(Run, run("running")))
-    assert text == "m [==========..............]  40%  iteration 80  return 21.3 -> 187.0  47 s left"
-    assert [duration(s) for s in (47, 185, 7800)] == ["47 s", "3 min 05 s", "2 h 10 min"]
 
 
 def test_an_alias_carries_its_etag_to_a_conditional_move(server: ScriptedServer, client: Client) -> None:

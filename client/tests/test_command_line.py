@@ -140,16 +140,32 @@ def test_a_run_that_failed_is_exit_code_4_with_the_run(
     server: ScriptedServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = {**RUN, "state": "failed", "error": {"type": "diverged", "detail": "a loss was NaN"}}
-    server.script(answer(failed))
+    server.script(answer(failed), answer({"metrics": []}), answer(failed))
     assert headstart(server, "runs", "watch", "r1", "--json") == 4
     captured = capsys.readouterr()
     assert json.loads(captured.out) == failed
     assert "a loss was NaN" in captured.err
 
 
+def test_what_happens_to_a_run_is_one_object_a_line_and_its_end_the_last(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"sequence": i, "iteration": i, "values": {"return_after": 1.5 * i}} for i in (1, 2, 3)]
+    ended = {**RUN, "state": "succeeded", "version": 3}
+    told = [f"event: metrics\nid: 3\ndata: {json.dumps(rows[2])}\n\n", f"event: state\ndata: {json.dumps(ended)}\n\n"]
+    stream = Answer(200, "".join(told).encode(), {"Content-Type": "text/event-stream"})
+    server.script(answer(RUN), answer({"metrics": rows[:2]}), stream, answer(ended))
+    assert headstart(server, "runs", "watch", "r1", "--json") == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line) for line in captured.out.splitlines()] == [RUN, *rows, ended]
+    assert captured.err == ""
+    assert server.requests[2].headers["last-event-id"] == "2"
+
+
 def test_a_run_that_takes_too_long_is_exit_code_5(server: ScriptedServer) -> None:
-    server.script(*[answer(RUN)] * 3)
-    assert headstart(server, "runs", "watch", "r1", "--timeout", "0.1") == 5
+    for options in ([], ["--json"]):
+        server.script(answer(RUN), answer({"metrics": []}), Answer(held=True))
+        assert headstart(server, "runs", "watch", "r1", "--timeout", "0.2", *options) == 5
 
 
 def test_a_run_is_started_from_a_file_and_watched(
@@ -158,7 +174,7 @@ def test_a_run_is_started_from_a_file_and_watched(
     body = {"model": "m", "learner": {"name": "maml"}, "tasks": {"family": "f"}, "stop": {"seconds": 1}}
     (tmp_path / "run.json").write_text(json.dumps(body))
     ended = {**RUN, "state": "succeeded", "version": 3}
-    server.script(answer(RUN, 202), answer(ended))
+    server.script(answer(RUN, 202), answer(ended), answer({"metrics": []}))
     command = ["runs", "start", "run.json", "--watch", "--json", "--idempotency-key", "nightly-7"]
     assert headstart(server, *command) == 0
     assert printed(capsys) == ended
@@ -226,15 +242,15 @@ def test_a_reader_that_goes_away_is_no_error(server: ScriptedServer) -> None:
 
 
 def test_an_interrupt_is_exit_code_130_without_a_traceback(server: ScriptedServer) -> None:
-    server.script(*[answer(RUN)] * 100)
+    server.script(answer(RUN), answer({"metrics": []}), Answer(held=True))
     with command(server, "runs", "watch", "r1") as process:
         deadline_s = time.monotonic() + 20
-        while not server.requests and time.monotonic() < deadline_s:
+        while len(server.requests) < 3 and time.monotonic() < deadline_s:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "interrupted" in errors
+    assert errors.splitlines()[-2:] == ["interrupted", "run r1 goes on; stop it with: headstart runs cancel r1"]
     assert "Traceback" not in errors
 
 

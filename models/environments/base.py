@@ -7,7 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -126,8 +126,14 @@ class Simulation(ABC):
 
     first_observation: Tensor
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.end(whole=kind is None)
+
     @abstractmethod
-    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Act in the episodes that are alive; the others stand still.
 
         Args:
@@ -136,8 +142,9 @@ class Simulation(ABC):
             alive: Which episodes are not over, [N, B] bool.
 
         Returns:
-            What the policy sees next, [N, B, O], and whether that is in a terminal state, [N, B] bool. Of episodes
-            that are not alive, the last observation again; whether they are terminal says nothing.
+            What the policy sees next, [N, B, O]; whether that is in a terminal state, [N, B] bool; whether the episode
+            is over, in a terminal state or because the environment cut it off, [N, B] bool. Of episodes that are not
+            alive, the last observation again; the rest says nothing.
         """
 
     @abstractmethod
@@ -146,6 +153,14 @@ class Simulation(ABC):
 
         Args:
             action: What was passed to the first ``T`` steps, [N, T, B] or [N, T, B, A].
+        """
+
+    @abstractmethod
+    def end(self, whole: bool) -> None:
+        """Give back what stepping needed; :meth:`rewards` still answers.
+
+        Args:
+            whole: Whether no step was cut short.
         """
 
 
@@ -209,6 +224,20 @@ class Environment(ABC):
         tasks' axis in all of them alike, to have ``[N, 1, 1, ...]`` against states ``[N, T, B, S]``.
         """
         return params
+
+    def optimal_return(self, params: Params, horizon: Tensor) -> Tensor | None:
+        """What the best policy that knows a task's parameters can expect, where that can be worked out.
+
+        Args:
+            params: Prepared parameters of N tasks, each [N, 1, ...].
+            horizon: Steps of an episode of each task, [N] int64.
+
+        Returns:
+            Expected undiscounted return of the environment's own reward within the horizon, [N]; NaN for tasks,
+            ``None`` for environments, of which it is not known.
+        """
+        del params, horizon
+        return None
 
     @abstractmethod
     def simulate(self, rng: Tensor, tasks: TaskBatch) -> Simulation:

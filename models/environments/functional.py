@@ -25,7 +25,9 @@ class FunctionalEnvironment(Environment):
 
     State is a float tensor ``[..., S]`` and keys (:mod:`models.random`) are int64 ``[...]``. Parameters are
     tensors of one shape that broadcasts against the leading axes, ``[N, 1]`` for states ``[N, B, S]``; a
-    categorical one is the index of its choice. Dtype and device are those of the parameters. Actions are in
+    categorical one is the index of its choice, and a whole number is int64. Dtype and device are those of the
+    parameters that are not whole numbers, of which there is at least one; a state may be of a more precise
+    dtype, what is observed and rewarded is not. Actions are in
     environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
     action space by the environment.
 
@@ -39,7 +41,11 @@ class FunctionalEnvironment(Environment):
 
     @abstractmethod
     def transition(self, state: Tensor, action: Tensor, rng: Tensor, params: Params) -> Tensor:
-        """The states that follow, ``[..., S]``."""
+        """The states that follow, ``[..., S]``.
+
+        The keys also seeded the policy's noise: what draws here folds a number of its own into them first. What a
+        reward depends on is kept in the state, since rewards are worked out later, without a key.
+        """
 
     @abstractmethod
     def observation(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
@@ -82,17 +88,21 @@ class FunctionalSimulation(Simulation):
         self.first_observation = environment.observation(self._states[0], None, params)
 
     @override
-    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, action: Tensor, rng: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         environment, state = self._environment, self._states[-1]
         moved = environment.transition(state, action, rng, self._params)
         # A finished episode stands still: its last state stays for the bootstrap, and nothing can overflow.
         state = torch.where(alive.unsqueeze(-1), moved, state)
         self._states.append(state)
         terminal = environment.terminal(state, rng, self._params)
-        return environment.observation(state, None, self._params), terminal
+        return environment.observation(state, None, self._params), terminal, terminal
 
     @override
     def rewards(self, action: Tensor) -> Tensor:
         state = torch.stack(self._states[: action.shape[1] + 1], 1)
         per_step = {name: value.unsqueeze(1) for name, value in self._params.items()}
         return self._environment.reward(state[:, :-1], action, state[:, 1:], None, per_step)
+
+    @override
+    def end(self, whole: bool) -> None:
+        pass

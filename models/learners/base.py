@@ -175,9 +175,15 @@ class Learner(ABC, Generic[Config]):
         ]
         return rollout, {name: torch.cat([part[name].detach() for part in adapted]) for name in params}
 
-    def collect(self, params: Params, tasks: TaskBatch, keys: Tensor, episodes: int | None = None) -> Rollout:
-        """Episodes of N policies in their tasks; by default as many as the config says."""
-        return collect(self.policy, params, tasks, episodes or self.config.episodes_per_task, keys)
+    def collect(
+        self, params: Params, tasks: TaskBatch, keys: Tensor, episodes: int | None = None, *, traced: bool = True
+    ) -> Rollout:
+        """Episodes of N policies in their tasks; by default as many as the config says.
+
+        With ``traced``, the hidden layers' outputs are kept for the gradient that follows, where the policy allows it.
+        """
+        episodes = episodes or self.config.episodes_per_task
+        return collect(self.policy, params, tasks, episodes, keys, traced=traced and self.policy.traceable)
 
     def experience(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Experience:
         """Advantages of a rollout by this learner's baseline, flattened to rows."""

@@ -33,6 +33,8 @@ class Experience:
         mask: [N, M].
         discount: γ^t, [N, M].
         episodes: B.
+        trace: What each hidden layer of the policies that acted gave, [N, M, H_i]; None where it was not kept, or no
+            longer holds for the policies at hand.
     """
 
     observation: Tensor
@@ -43,6 +45,7 @@ class Experience:
     mask: Tensor
     discount: Tensor
     episodes: int
+    trace: tuple[Tensor, ...] | None = None
 
     @staticmethod
     def of(rollout: Rollout, advantage: Tensor, discount: Tensor) -> Experience:
@@ -58,7 +61,12 @@ class Experience:
             mask=rollout.mask.flatten(1, 2),
             discount=power.flatten(1, 2),
             episodes=advantage.shape[2],
+            trace=None if rollout.trace is None else tuple(x.flatten(1, 2) for x in rollout.trace),
         )
+
+    def without_trace(self) -> Experience:
+        """The same, for policies other than those that acted."""
+        return replace(self, trace=None)
 
     def select(self, rows: slice) -> Experience:
         """The experience of some of the tasks."""
@@ -75,8 +83,9 @@ class Experience:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Experience:
         tensors: dict[str, Any] = {
-            each.name: function(getattr(self, each.name)) for each in fields(self) if each.name != "episodes"
+            each.name: function(getattr(self, each.name)) for each in fields(self) if each.type == "Tensor"
         }
+        tensors["trace"] = None if self.trace is None else tuple(map(function, self.trace))
         return replace(self, **tensors)
 
 
@@ -154,7 +163,7 @@ class InnerUpdate:
 
     def loss(self, params: Params, experience: Experience, objective: Objective) -> Tensor:
         """An objective of N policies on their experience, less the entropy's share, [N]."""
-        head = self.policy.head(params, self.policy.features(params, experience.observation))
+        head = self.policy.head(params, self.policy.features(params, experience.observation, experience.trace))
         loss = objective(self.policy.log_prob(params, head, experience.action), experience)
         if self._entropy_coefficient:
             entropy = losses.masked_mean(self.policy.entropy(params, head), experience.mask)

@@ -145,11 +145,13 @@ class MetaGradient:
         parts = [self._start(state.params, group) for group in self._inner.split(len(tasks), rows, keys.device)]
         for step in range(self._steps + 1):
             policies.append(_gather(parts))
-            rollouts.append(learner.collect(policies[-1], tasks, random.fold_in(keys, step)))
-            support.append(learner.experience(policies[-1], tasks, rollouts[-1]))
+            rollout = learner.collect(policies[-1], tasks, random.fold_in(keys, step), traced=keep)
+            support.append(learner.experience(policies[-1], tasks, rollout))
+            rollouts.append(replace(rollout, trace=None))
             if step < self._steps:
                 for part in parts:
                     self._descend(part, support[-1], step, keep)
+                support[-1] = support[-1].without_trace()
         *support, query = support
         *rollouts, query_rollout = rollouts
         return Trial(support, query, rollouts, query_rollout, policies, parts if keep else None, state.memory)
@@ -163,10 +165,10 @@ class MetaGradient:
         used up: another call adapts again, from ``params``.
         """
         parts: Iterable[Part] = trial.parts if trial.parts is not None else self.replay(params, trial, graph=True)
-        trial.parts = None
+        query, trial.parts, trial.query = trial.query, None, trial.query.without_trace()
         total: Params = {}
         for part in parts:
-            loss = self._inner.loss(part.adapted, trial.query.select(part.rows), self._outer_objective)
+            loss = self._inner.loss(part.adapted, query.select(part.rows), self._outer_objective)
             if self._term is not None:
                 loss = loss + self._term(part, trial)
             gradient = torch.autograd.grad(loss.sum(), list(part.leaves.values()), materialize_grads=True)
@@ -175,7 +177,7 @@ class MetaGradient:
                 for one in g:
                     total[name] = total[name] + one if name in total else one
             part.adapted, part.visited = {}, []  # let the graph go
-        tasks = trial.query.mask.shape[0]
+        tasks = query.mask.shape[0]
         return {name: g / tasks for name, g in total.items()}
 
     def replay(self, params: Params, trial: Trial, *, graph: bool) -> Iterator[Part]:

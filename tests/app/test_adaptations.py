@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 from sqlalchemy import func, select, update
 
 from app.adaptations.waiting import read_prefer
@@ -16,12 +17,22 @@ from app.sweep import sweep
 from app.tables import Adaptation, Policy
 from app.worker import Worker
 from models.adaptation import InnerLoop, adapt
-from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, check_params, load_params, pack, policy_from_json
+from models.checkpoint import (
+    MANIFEST_FILE,
+    PARAMETERS_FILE,
+    check_params,
+    load_params,
+    pack,
+    policy_from_json,
+    unpack,
+)
 from models.environments import ENVIRONMENTS
-from models.learners import MAML, MAMLConfig
+from models.learners import LEARNERS, MAML, MAMLConfig
+from models.learners.meta_sgd import MetaSGD, MetaSGDConfig
 from models.policy import Policy as Network
 from models.policy import PolicyConfig
 from models.tasks import TaskBatch, define_task
+from models.types import stack_params
 
 HERE = {"environment": "Navigation2D-v0", "parameters": {"goal_x": 0.25}, "horizon": 10}
 METHOD = {"name": "inner-loop", "steps": 2, "episodes": 4, "evaluation_episodes": 3}
@@ -43,6 +54,11 @@ def learner():
 @pytest.fixture
 def version(database, store, learner):
     """nav/1, a version that no run made."""
+    return publish(database, store, learner)
+
+
+def publish(database, store, learner):
+    """Publish a new initialisation as nav/1: its parameters."""
     params = learner.initialise(0).params
     manifest, parameters = pack(learner.config, learner.policy, params, {"environment": "Navigation2D-v0", "seed": 0})
     files = {MANIFEST_FILE: store.put(manifest), PARAMETERS_FILE: store.put(parameters)}
@@ -93,6 +109,66 @@ def test_an_adaptation_is_what_the_core_computes(client, version, learner):
     file = client.get(f"/v1/policies/{body['policy']}/files/policy.safetensors")
     params = check_params(policy_from_json(policy).shapes(), load_params(file.content))
     assert all((params[name] == value[0]).all() for name, value in expected.params.items())
+
+
+LEARNER_OPTIONS = {"cavia": {"inner_learning_rate": 5.0}, "meta-sgd": {"rates": "layer", "inner_steps": 2}}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.usefixtures("worker")
+def test_every_learner_goes_from_a_run_over_a_version_to_a_policy_that_acts(client, settings, store, name):
+    learner = {"name": name, "tasks_per_iteration": 2, "episodes_per_task": 2} | LEARNER_OPTIONS.get(name, {})
+    policy = {"hidden": [4], "context_size": 2 if name == "cavia" else 0}
+    run = {"model": "any", "learner": learner, "policy": policy, "stop": {"iterations": 2}}
+    run |= {"tasks": {"family": "navigation-2d"}, "evaluation": {"tasks": 2, "steps": 2}}
+    run_id = client.post("/v1/runs", json=run).json()["id"]
+    trainer = Worker(settings, "runs")
+    trainer.work_once()
+    trainer.close()
+    ended = client.get(f"/v1/runs/{run_id}").json()
+    assert (ended["state"], ended["version"]) == ("succeeded", 1), ended["error"]
+    assert ended["best"]["held_out_return_after"] == ended["metrics"]["held_out_return_step_2"]
+
+    response = adapt_to(client, model="any")
+    body = response.json()
+    assert response.status_code == 201, body
+    observations = {"observations": [[0.1, -0.2], [0.0, 0.3]]}
+    acted = client.post(f"/v1/policies/{body['policy']}:act", json=observations)
+    bare = client.post("/v1/models/any/versions/1:act", json=observations)
+    assert (acted.status_code, bare.status_code) == (200, 200), acted.text + bare.text
+
+    files = {file["name"]: file for file in client.get("/v1/models/any/versions/1").json()["files"]}
+    artefact = unpack(*(store.read(files[file]["sha256"]) for file in (MANIFEST_FILE, PARAMETERS_FILE)))
+    adapted = load_params(client.get(f"/v1/policies/{body['policy']}/files/policy.safetensors").content)
+    assert set(adapted) == set(artefact.policy.shapes())
+    assert any(tensor.startswith("inner_rate.") for tensor in artefact.params) == (name == "meta-sgd")
+    if name == "cavia":
+        moved = {each for each, value in adapted.items() if (value != artefact.params[each]).any()}
+        assert moved == {"context", "value.weight", "value.bias"}
+    # What acts over HTTP is what the core would do.
+    rows = torch.tensor(observations["observations"])
+    for params, answer in ((adapted, acted), (artefact.params, bare)):
+        stacked = stack_params(params, 1)
+        head = artefact.policy.head(stacked, artefact.policy.features(stacked, rows.unsqueeze(0)))
+        expected = artefact.policy.to_environment(artefact.policy.choose(head, None))[0]
+        assert answer.json()["actions"] == [pytest.approx(action, abs=1e-6) for action in expected.tolist()]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_rate_for_each_step_is_one_of_the_methods_options(client, version, learner):
+    method = METHOD | {"learning_rate": [0.5, 0.05]}
+    body = adapt_to(client, method=method).json()
+    assert body["method"]["learning_rate"] == [0.5, 0.05]
+    chosen = InnerLoop(**METHOD | {"learning_rate": (0.5, 0.05)})
+    expected = adapt(learner, version, TaskBatch.of([define_task(**HERE)]), chosen, seed=7)
+    assert [point["mean_return"] for point in body["curve"]] == [float(p.mean_return[0]) for p in expected.curve]
+
+
+def test_a_rate_for_a_version_that_has_learned_its_own_is_refused(client, database, store, learner):
+    publish(database, store, MetaSGD(MetaSGDConfig(), learner.policy))
+    found = problem(adapt_to(client, method=METHOD | {"learning_rate": 0.1}))
+    assert "has learned its own rates" in found["/method/learning_rate"]
+    assert adapt_to(client, {"Prefer": "wait=0"}).status_code == 202
 
 
 @pytest.mark.usefixtures("worker")
@@ -178,6 +254,8 @@ def test_a_repeated_post_with_one_idempotency_key_adapts_once(client, database):
         ({"method": {"steps": "2"}}, "/method/steps", "a number"),
         ({"method": {"episodes": 1000}, "task": HERE | {"horizon": 100_000}}, "/method/episodes", "at most"),
         ({"policy": {"hidden": [4]}}, "/policy", "no model"),
+        ({"model": None, "policy": {"context_size": 2}}, "/policy/context_size", "must be 0"),
+        ({"method": {"learning_rate": [0.1, 0]}}, "/method/learning_rate/1", "greater than 0"),
         ({"ttl_seconds": 0}, "/ttl_seconds", "greater"),
         ({"colour": 1}, "/colour", "unknown field"),
     ],

@@ -4,11 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
+from sqlalchemy.orm import Session
 
-import app.tables  # noqa: F401
 from app.database import Base, Database, create_database_engine
 from app.migrating import migrate
+from app.tables import Run, RunMetric
 
 
 @pytest.fixture
@@ -43,6 +44,23 @@ def test_downgrading_to_base_leaves_nothing(engine, empty_database_url):
     assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
     migrate(empty_database_url)
     assert "tasks" in inspect(engine).get_table_names()
+
+
+def test_what_a_run_measured_before_held_out_returns_were_kept_stands_without_them(empty_database_url):
+    migrate(empty_database_url, "0001")
+    engine = create_database_engine(empty_database_url)
+    run = {"id": "r", "state": "succeeded", "attempt": 1, "crashes": 0, "model": "m", "spec": "{}", "iterations": 1}
+    run |= {"environment_steps": 8, "seconds": 0.1, "fraction": 1.0, "metrics": "{}", "created_at": "2026-01-01 00:00Z"}
+    with engine.begin() as connection:
+        places = ", ".join(f":{name}" for name in run)
+        connection.execute(text(f"INSERT INTO runs ({', '.join(run)}) VALUES ({places})"), run)
+        connection.execute(text("INSERT INTO run_metrics VALUES ('r', 1, 1, 8, 0.1, '{\"return_after\": 2.0}', 1)"))
+    migrate(empty_database_url)
+    with Session(engine) as session:
+        assert session.scalar(select(Run.best)) is None
+        metric = session.get(RunMetric, ("r", 1))
+        assert (metric.values, metric.evaluation) == ({"return_after": 2.0}, None)
+    engine.dispose()
 
 
 def test_migrating_twice_changes_nothing(engine, empty_database_url):

@@ -46,6 +46,7 @@ def test_a_run_is_queued_with_every_default_written_down(client):
     assert run["policy"]["activation"] == "tanh"
     assert run["tasks"] == {"family": "navigation-2d", "split": "train"}
     assert run["stop"]["seconds"] is None
+    assert (run["device"], run["evaluation"], run["best"]) == ("auto", None, None)
     assert client.get(response.headers["location"]).json() == run
 
 
@@ -57,24 +58,32 @@ def test_a_run_is_queued_with_every_default_written_down(client):
         ({"learner": {"inner_steps": True}}, "/learner/inner_steps", "a number"),
         ({"learner": {"inner_learning_rate": "0.1"}}, "/learner/inner_learning_rate", "a number"),
         ({"learner": {"inner_steps": 0}}, "/learner/inner_steps", "greater than or equal to 1"),
-        ({"learner": {"episodes_per_task": 1000, "tasks_per_iteration": 1000}}, "/learner/tasks_per_iteration", "over"),
-        ({"learner": {"outer_step": "trpo", "kl_limit": 0}}, "/learner/kl_limit", "greater than 0"),
         ({"learner": {"inner_learning_rate": 0}}, "/learner/inner_learning_rate", "greater than 0"),
         ({"learner": {"inner_learning_rate": -0.1}}, "/learner/inner_learning_rate", "greater than 0"),
         ({"learner": {"inner_learning_rate": []}}, "/learner/inner_learning_rate", "at least 1, not 0"),
-        ({"learner": {"inner_learning_rate": [0.1, 0]}}, "/learner/inner_learning_rate/1", "greater than 0"),
         ({"learner": {"inner_learning_rate": [0.1, True]}}, "/learner/inner_learning_rate/1", "a number"),
-        ({"learner": {"inner_learning_rate": {"a": 1}}}, "/learner/inner_learning_rate", "a valid number or a list"),
+        ({"learner": {"inner_learning_rate": [0.1, 0]}}, "/learner/inner_learning_rate/1", "greater than 0"),
+        ({"learner": {"inner_learning_rate": {"first": 1}}}, "/learner/inner_learning_rate", "a valid number"),
         ({"learner": {"name": "dice", "variance_reduction": 1}}, "/learner/variance_reduction", "true or false"),
+        ({"learner": {"name": "reptile", "outer_step": "trpo"}}, "/learner/outer_step", "unknown field"),
+        ({"learner": {"outer_step": "trpo", "kl_limit": 0}}, "/learner/kl_limit", "greater than 0"),
+        ({"learner": {"max_tasks_in_memory": 0}}, "/learner/max_tasks_in_memory", "greater than or equal to 1"),
         ({"learner": {"name": "cavia"}}, "/policy/context_size", "at least 1 for cavia"),
         ({"policy": {"context_size": 2}}, "/policy/context_size", "must be 0 for maml"),
-        ({"stop": {"gap": {"above": 1}}}, "/stop/gap", "evaluation"),
+        (
+            {"policy": {"log_std": "state"}, "tasks": {"family": "cartpole-physics"}},
+            "/policy/log_std",
+            "discrete actions",
+        ),
+        ({"learner": {"episodes_per_task": 1000, "tasks_per_iteration": 1000}}, "/learner/tasks_per_iteration", "over"),
         ({"learner": 3}, "/learner", "object"),
         ({"policy": {"hidden": []}}, "/policy/hidden", "at least 1"),
         ({"policy": {"hidden": [4, "8"]}}, "/policy/hidden/1", "a number"),
         ({"stop": {}}, "/stop", "give at least one"),
         ({"stop": {"iterations": 2**70}}, "/stop/iterations", ""),
         ({"stop": {"plateau": {"iterations": 1}}}, "/stop/plateau/improvement", "required"),
+        ({"stop": {"gap": {"above": 1.0}}}, "/stop/gap", "needs an evaluation"),
+        ({"stop": {"gap": {}}, "evaluation": {}}, "/stop/gap/above", "required"),
         ({"tasks": {}}, "/tasks", "exactly one"),
         ({"tasks": {"family": "navigation-2d", "ids": ["a"]}}, "/tasks", "family and ids"),
         ({"tasks": {"family": "navigation-2d", "split": "tost"}}, "/tasks/split", "train"),
@@ -85,6 +94,14 @@ def test_a_run_is_queued_with_every_default_written_down(client):
         ({"tasks": {"ids": ["ghost"]}}, "/tasks/ids/0", "ghost"),
         ({"evaluation": {"split": "train"}}, "/evaluation/split", "trains"),
         ({"evaluation": {"tasks": 1000, "episodes": 1000}}, "/evaluation/tasks", "over"),
+        (
+            {"evaluation": {"episodes": 1000}, "policy": {"hidden": [4096, 4096]}},
+            "/evaluation/episodes",
+            "at most 244 fit",
+        ),
+        ({"evaluation": {"steps": 0}}, "/evaluation/steps", "greater than or equal to 1"),
+        ({"evaluation": {"steps": 21}}, "/evaluation/steps", "less than or equal to 20"),
+        ({"device": "tpu"}, "/device", "'auto', 'cpu' or 'cuda'"),
         ({"model": "No Good"}, "/model", "match"),
         ({"seed": -1}, "/seed", "greater than or equal to 0"),
         ({"seed": 2**63}, "/seed", ""),
@@ -92,11 +109,9 @@ def test_a_run_is_queued_with_every_default_written_down(client):
     ],
 )
 def test_a_run_that_cannot_start_is_refused_with_a_pointer(refusals, changes, pointer, detail):
-    response = refusals(changes)
-    found = problem(response)
+    found = problem(refusals(changes))
     assert pointer in found, found
     assert detail in found[pointer]
-    assert len(response.json()["errors"]) == 1, "one thing is wrong and it is told once"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +125,12 @@ def refusals(tmp_path_factory):
         client.headers["Authorization"] = f"Bearer {settings.admin_key_file.read_text().strip()}"
         yield lambda changes: post(client, **changes)
         assert client.get("/v1/runs").json()["runs"] == []
+
+
+def test_only_one_thing_is_said_of_a_rate_that_is_neither_a_number_nor_a_list_of_them(refusals):
+    for rate, pointer in ((0, ""), ("fast", ""), ([], ""), ([0.1, -1], "/1"), ([0.1, "fast"], "/1")):
+        errors = refusals({"learner": {"inner_learning_rate": rate}}).json()["errors"]
+        assert [error["pointer"] for error in errors] == [f"/learner/inner_learning_rate{pointer}"]
 
 
 def test_a_number_that_is_not_finite_is_refused(client):
@@ -163,7 +184,7 @@ def test_held_out_tasks_are_drawn_from_the_family_of_the_selected_tasks(client, 
     register(client, "one", parameters={"goal_x": 0.1}, **family)
     register(client, "stray", parameters={"goal_x": 0.2})
     evaluation = {"tasks": 5, "episodes": 2}
-    run = post(client, tasks={"ids": ["one"]}, evaluation=evaluation)
+    run = post(client, tasks={"ids": ["one"]}, evaluation=evaluation, stop={"gap": {"above": 0.5}})
     assert run.status_code == 202, run.text
     with database.snapshot() as session:
         training = training_of(session, session.get(Run, run.json()["id"]))
@@ -172,6 +193,40 @@ def test_held_out_tasks_are_drawn_from_the_family_of_the_selected_tasks(client, 
     both = problem(post(client, tasks={"ids": ["one", "stray"]}, evaluation=evaluation))["/evaluation"]
     assert "'one'" in both
     assert "'stray'" in both
+
+
+def test_held_out_evaluation_takes_its_steps_and_episodes_from_the_learner_unless_it_is_told(client, database):
+    learner = {"name": "reptile", "inner_steps": 4, "episodes_per_task": 3}
+    for evaluation, expected in (({}, (4, 3)), ({"steps": 2, "episodes": 5}, (2, 5))):
+        run_id = post(client, learner=learner, evaluation=evaluation).json()["id"]
+        with database.snapshot() as session:
+            held_out = training_of(session, session.get(Run, run_id)).held_out
+        assert (held_out.steps, held_out.episodes) == expected
+
+
+def test_the_held_out_tasks_of_a_run_are_those_that_sampling_its_family_gives(client):
+    run_id = post(client, evaluation={"tasks": 3, "split": "validation"}, seed=6).json()["id"]
+    found = client.get(f"/v1/runs/{run_id}/evaluation-tasks").json()
+    assert (found["family"], found["split"], found["seed"]) == ("navigation-2d", "validation", 6)
+    sampled = client.post("/v1/task-families/navigation-2d:sample", json={"count": 3, "split": "validation", "seed": 6})
+    assert found["tasks"] == [{name: task[name] for name in found["tasks"][0]} for task in sampled.json()["tasks"]]
+    adaptation = {"model": None, "task": found["tasks"][0]}
+    assert client.post("/v1/adaptations", json=adaptation, headers={"Prefer": "wait=0"}).status_code == 202
+    without = post(client).json()["id"]
+    answer = client.get(f"/v1/runs/{without}/evaluation-tasks")
+    assert (answer.status_code, "no evaluation" in answer.json()["detail"]) == (404, True)
+
+
+def test_a_run_that_an_earlier_version_wrote_down_takes_the_defaults_of_what_it_could_not_say(client, database):
+    run_id = post(client, evaluation={"tasks": 2}).json()["id"]
+    with database.transaction() as session:
+        run = session.get(Run, run_id)
+        evaluation = {name: value for name, value in run.spec["evaluation"].items() if name != "steps"}
+        run.spec = {name: value for name, value in run.spec.items() if name != "device"} | {"evaluation": evaluation}
+    with database.snapshot() as session:
+        training = training_of(session, session.get(Run, run_id))
+    assert (training.device, training.held_out.steps) == ("auto", 1)
+    assert client.get(f"/v1/runs/{run_id}").json()["device"] == "auto"
 
 
 def test_runs_are_listed_newest_first_by_state_and_model(client):
@@ -217,7 +272,7 @@ def test_a_repeated_post_with_one_idempotency_key_makes_one_run(client):
 
 
 def test_what_does_not_exist_is_a_404(client):
-    for path in ("", "/metrics", "/events", "/files/checkpoint.safetensors"):
+    for path in ("", "/metrics", "/evaluation-tasks", "/events", "/files/checkpoint.safetensors"):
         assert client.get(f"/v1/runs/nothing{path}").status_code == 404
     assert client.post("/v1/runs/nothing:cancel").status_code == 404
     run = post(client).json()
@@ -248,6 +303,7 @@ def test_metrics_are_paged_and_filtered_by_sequence(client, database):
     page = client.get(f"/v1/runs/{run_id}/metrics?after=2&page_size=3").json()
     assert [metric["sequence"] for metric in page["metrics"]] == [3, 4, 5]
     assert page["metrics"][0]["values"] == {"return_after": 3.0}
+    assert page["metrics"][0]["evaluation"] is None
     rest = client.get(f"/v1/runs/{run_id}/metrics?after=2&page_size=3&page_token={page['next_page_token']}").json()
     assert [metric["sequence"] for metric in rest["metrics"]] == [6, 7]
 

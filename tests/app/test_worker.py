@@ -4,6 +4,7 @@ import time
 
 import psycopg
 import pytest
+import torch
 from sqlalchemy import func, select, update
 
 from app.auth import OPERATOR
@@ -17,7 +18,8 @@ from app.tables import Checkpoint, Run, RunMetric, TaskFamily, Version, VersionF
 from app.tasks.service import create_family
 from app.worker import Worker
 from models.checkpoint import load_state, unpack
-from models.families import Uniform, define_family
+from models.distributions import Uniform
+from models.families import define_family
 
 TINY = {
     "model": "nav",
@@ -26,6 +28,9 @@ TINY = {
     "tasks": {"family": "short"},
     "stop": {"iterations": 12},
 }
+
+EVALUATED = {"evaluation": {"tasks": 3, "every_iterations": 2, "steps": 2, "episodes": 2}, "seed": 2}
+"""A run whose sixth iteration does best on held-out tasks, by half a unit of return."""
 
 
 @pytest.fixture
@@ -116,9 +121,63 @@ def test_a_finished_run_is_a_version_with_its_whole_curve(database, store, worke
     artefact = unpack(store.read(files["manifest.json"]), store.read(files["parameters.safetensors"]))
     about = artefact.manifest
     assert (about["run"], about["seed"], about["environment"]) == (run_id, 0, "Navigation2D-v0")
-    assert (about["iterations"], about["stopped_by"], about["metrics"]) == (12, "iterations", run.metrics)
+    assert (about["iterations"], about["stopped_by"]) == (12, "iterations")
     assert about["family"]["name"] == "short"
     assert about["tasks"] == {"family": "short", "split": "train"}
+
+
+def test_the_version_is_the_iteration_that_did_best_on_held_out_tasks(database, store, worker):
+    run_id = queue(database, **EVALUATED)
+    worker.work_once()
+    with database.snapshot() as session:
+        rows = session.scalars(select(RunMetric).where(RunMetric.run_id == run_id).order_by(RunMetric.sequence)).all()
+        checkpoint = session.scalar(select(Checkpoint.sha256).order_by(Checkpoint.iteration.desc()).limit(1))
+    evaluated = {row.iteration: row for row in rows if row.evaluation is not None}
+    assert list(evaluated) == [2, 4, 6, 8, 10, 12]
+    for row in evaluated.values():
+        means = [sum(returns) / len(returns) for returns in row.evaluation["mean_return"]]
+        names = ("held_out_return_before", "held_out_return_step_1", "held_out_return_step_2")
+        assert means == pytest.approx([row.values[name] for name in names])
+        assert {len(returns) for returns in row.evaluation["mean_return"]} == {3}
+    best = max(evaluated.values(), key=lambda row: row.values["held_out_return_after"])
+    run, files = find(database, run_id), files_of(database, run_id)
+    assert run.best == {"iteration": 6, "held_out_return_after": best.values["held_out_return_after"]}
+    artefact = unpack(store.read(files["manifest.json"]), store.read(files["parameters.safetensors"]))
+    about = artefact.manifest
+    assert (about["selected_by"], about["iteration"], about["iterations"]) == ("held_out_return", 6, 12)
+    assert about["metrics"] == best.values
+    state = load_state(store.read(checkpoint))
+    assert all((artefact.params[name] == value).all() for name, value in state.best.params.items())
+    assert any((artefact.params[name] != value).any() for name, value in state.learner.params.items())
+
+
+def test_without_held_out_tasks_the_version_is_the_last_iteration(database, store, worker):
+    run_id = queue(database)
+    worker.work_once()
+    run, files = find(database, run_id), files_of(database, run_id)
+    about = unpack(store.read(files["manifest.json"]), store.read(files["parameters.safetensors"])).manifest
+    assert run.best is None
+    assert (about["selected_by"], about["iteration"], about["iterations"]) == ("last", 12, 12)
+    assert about["metrics"] == run.metrics
+
+
+def test_a_run_stops_when_training_tasks_are_solved_ever_better_than_held_out_ones(database, worker):
+    stop = {"iterations": 12, "gap": {"above": 0.0, "evaluations": 1}}
+    run_id = queue(database, evaluation={"tasks": 2, "every_iterations": 1, "episodes": 2}, stop=stop)
+    worker.work_once()
+    run = find(database, run_id)
+    assert (run.state, run.stopped_by) == ("succeeded", "gap")
+    assert run.iterations < 12
+    assert run.metrics["generalisation_gap"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_run_that_asks_for_a_device_that_its_worker_lacks_fails_with_the_reason(database, worker):
+    run_id = queue(database, device="cuda")
+    worker.work_once()
+    run = find(database, run_id)
+    assert (run.state, run.error["type"], run.iterations) == ("failed", "invalid-value", 0)
+    assert run.error["detail"].startswith("/device: torch finds no CUDA device")
 
 
 def test_equal_runs_end_in_equal_parameters_and_another_seed_does_not(database, worker):
@@ -169,7 +228,7 @@ def test_a_run_that_is_given_back_goes_on_where_it_was_bit_for_bit(database, wor
 
 
 def test_rows_beyond_the_checkpoint_of_a_killed_worker_are_written_again(database, worker, interrupter, another_worker):
-    whole, killed = queue(database), queue(database)
+    whole, killed = queue(database, **EVALUATED), queue(database, **EVALUATED)
     worker.work_once()
 
     class Killed(BaseException):
@@ -192,6 +251,13 @@ def test_rows_beyond_the_checkpoint_of_a_killed_worker_are_written_again(databas
     run = find(database, killed)
     assert (run.state, run.attempt, run.crashes) == ("succeeded", 2, 1)
     assert iterations_of(database, killed) == list(range(1, 13))
+    # The best came before the crash: the checkpoint had it.
+    assert run.best == find(database, whole).best
+    assert run.best["iteration"] == 6
+    with database.snapshot() as session:
+        evaluations = select(RunMetric.evaluation).order_by(RunMetric.sequence)
+        found = [session.scalars(evaluations.where(RunMetric.run_id == run_id)).all() for run_id in (whole, killed)]
+    assert found[0] == found[1]
     assert files_of(database, killed)["parameters.safetensors"] == files_of(database, whole)["parameters.safetensors"]
 
 

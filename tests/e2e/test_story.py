@@ -1,6 +1,9 @@
 """From tasks to actions through a running service, with the client and its command as a user has them."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +163,38 @@ def test_the_command_line_tells_the_same_story(service, tmp_path):
     fetched = headstart(service, "models", "fetch", "shell@champion", "--out", str(tmp_path / "shell"))
     assert fetched.returncode == 0
     assert (tmp_path / "shell" / "parameters.safetensors").exists()
+
+
+def test_a_run_is_watched_at_a_terminal_and_by_a_program(service, client):
+    stop = {"iterations": 12}
+    run = client.runs.create("watched", tasks={"family": "cartpole-reversed"}, **SMALL | {"stop": stop})
+    ours, theirs = pty.openpty()
+    environ = service.environ | {"HEADSTART_URL": str(service.http.base_url), "TERM": "xterm", "PYTHONUTF8": "1"}
+    watching = subprocess.Popen([HEADSTART, "runs", "watch", run.id], env=environ, stderr=theirs, stdout=theirs)
+    os.close(theirs)
+    screen = b""
+    # Linux ends the reading of a terminal that nobody has open any more with an error.
+    with contextlib.suppress(OSError):
+        while data := os.read(ours, 65536):
+            screen += data
+    os.close(ours)
+    assert watching.wait(60) == 0
+    *_, block = screen.decode().split("\x1b[?25l")
+    for words in (
+        "100%",
+        "iteration 12",
+        "steps/s",
+        "succeeded after",
+        "return ",
+        " ┤",
+        "⠤⠤ after",
+        f"version {' ' * 7}wa",
+    ):
+        assert words in block
+    told = headstart(service, "runs", "watch", run.id, "--json")
+    *rows, ended = map(json.loads, told.stdout.splitlines())
+    assert [row["iteration"] for row in rows] == list(range(1, 13))
+    assert (told.returncode, ended["state"], told.stderr) == (0, "succeeded", "")
 
 
 def test_the_command_line_says_by_its_exit_code_what_went_wrong(service):

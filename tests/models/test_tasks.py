@@ -28,7 +28,7 @@ def test_equal_tasks_written_differently_have_equal_definitions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "pointer", "detail"),
     [
-        ({"environment": "CartPole-v0"}, "/environment", ", ".join(ENVIRONMENTS)),
+        ({"environment": "CartPole-v99"}, "/environment", ", ".join(ENVIRONMENTS)),
         ({"environment": None}, "/environment", "unknown environment None"),
         ({"environment": ["CartPole-v1"]}, "/environment", "unknown environment a list"),
         ({"environment": "x" * 10**6}, "/environment", "unknown environment 'xxx"),
