@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
@@ -17,9 +17,6 @@ MAX_ERRORS = 100
 """Members at fault that one answer lists."""
 
 
-_NOT_AN_OBJECT = ("model_attributes_type", "dataclass_type", "dict_type", "model_type")
-_NOT_A_LIST = ("tuple_type", "list_type")
-_WRONG_KIND = ("float_type", "int_type", "string_type", "bool_type", *_NOT_A_LIST, *_NOT_AN_OBJECT)
 _UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
 
 
@@ -52,33 +49,22 @@ def pointer_to(*parts: str | int) -> str:
 
 
 def field_errors(error: RequestValidationError) -> list[FieldError]:
-    """One entry for each complaint about a member of the body or a parameter of the URL."""
-    found: dict[FieldError, str] = {}
-    for item in error.errors()[:MAX_ERRORS]:
+    """One entry for each member of the body, or parameter of the URL, that is at fault."""
+    found: dict[FieldError, None] = {}
+    items = error.errors()[:MAX_ERRORS]
+    for item in items:
+        if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
+            continue  # pydantic counts the items that are valid, and one that is not is named already
+        if _is_of_the_other_kind(item):
+            continue
         place, *path = item["loc"]
         document = error.body if place == "body" else {str(path[0]): None} if path else None
-        located = _locate(document, path, named=item["type"] == "missing")
+        located = _locate(document, path, absent=item["type"] == "missing")
+        detail = _sentence(item)
         if discriminator := item.get("ctx", {}).get("discriminator"):
             located = [*located, discriminator.strip("'")]
-        found.setdefault(FieldError(pointer_to(*located), _sentence(item)), item["type"])
-    return _without_repetition(found) or [FieldError("", "not valid")]
-
-
-def _without_repetition(found: dict[FieldError, str]) -> list[FieldError]:
-    """What is wrong with each member in the light of what was sent, where it may be of several types."""
-    told: dict[FieldError, None] = {}
-    for complaint, kind in found.items():
-        pointer = complaint.pointer
-        if kind in _WRONG_KIND:
-            same = [other for other, its in found.items() if other.pointer == pointer and its in _WRONG_KIND]
-            if any(_inside(other, pointer) or (other.pointer == pointer and other not in same) for other in found):
-                continue  # it is of another of the types, and what is wrong with it as such is told
-            ways = [other.detail.removeprefix("must be ") for other in same]
-            complaint = FieldError(pointer, "must be " + " or ".join(ways)) if len(ways) > 1 else complaint
-        elif kind == "too_short" and any(_inside(other, pointer) for other in found):
-            continue  # pydantic counts the items that are valid, and one that is not is named already
-        told[complaint] = None
-    return list(told)
+        found[FieldError(pointer_to(*located), detail)] = None
+    return list(found) or [FieldError("", "not valid")]
 
 
 def name_known_fields(error: RequestValidationError, annotation: object) -> None:
@@ -103,10 +89,8 @@ def _sentence(item: dict[str, Any]) -> str:
             return f"unknown field; known: {known}" if known else "unknown field"
         case "union_tag_invalid":
             return f"unknown; known: {item['ctx']['expected_tags']}"
-        case other if other in _NOT_AN_OBJECT:
+        case "model_attributes_type" | "dataclass_type" | "dict_type" | "model_type":
             return "must be an object"
-        case other if other in _NOT_A_LIST:
-            return "must be a list"
         case "string_pattern_mismatch":
             return f"must match {item['ctx']['pattern']}"
         case "too_short":
@@ -120,17 +104,27 @@ def _sentence(item: dict[str, Any]) -> str:
     return message.replace("Input should be", "must be", 1).replace("Input should have", "must have", 1)
 
 
-def _inside(complaint: FieldError, pointer: str) -> bool:
-    return complaint.pointer.startswith(pointer + "/")
+def _inside(place: Sequence[object], outer: Sequence[object]) -> bool:
+    return len(place) > len(outer) and tuple(place[: len(outer)]) == tuple(outer)
 
 
-def _locate(document: object, path: Sequence[str | int], *, named: bool) -> list[str | int]:
-    """The members on the path that the document has, and the last of all where it is ``named`` though missing."""
-    # Pydantic puts the names of union members and validators into the path; only what the document has is a place.
+def _is_of_the_other_kind(item: Mapping[str, Any]) -> bool:
+    """Whether a member may be a number or a list, and this complains of the one although the other was sent."""
+    arm = str(item["loc"][-1])  # of a union, where there is one: what pydantic calls that member of it
+    if item["type"] == "float_type":
+        return arm in ("float", "constrained-float") and isinstance(item["input"], list)
+    return item["type"] == "tuple_type" and arm.startswith("tuple[")
+
+
+def _locate(document: object, path: Sequence[str | int], absent: bool) -> list[str | int]:
+    """What of a path is a place in the document, or, where the member is ``absent``, would be one.
+
+    Pydantic puts the names of union members and validators into the path as well.
+    """
     located: list[str | int] = []
     for index, part in enumerate(path):
         last = index == len(path) - 1
-        if isinstance(document, dict) and (part in document or (last and named)):
+        if isinstance(document, dict) and (part in document or (absent and last)):
             document = document.get(part)
         elif isinstance(document, list) and isinstance(part, int) and part < len(document):
             document = document[part]

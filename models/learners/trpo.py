@@ -60,7 +60,8 @@ class TrustRegion:
             acted = self._learner.policy.features(trial.policies[-1], query.observation, query.trace)
             old_head = self._learner.policy.head(trial.policies[-1], acted)
         # Where it stands every likelihood ratio is 1.
-        start = -float(losses.masked_mean(query.advantage, query.mask).mean())
+        advantage = losses.masked_mean(query.advantage, query.mask)
+        start = -float((advantage + self._entropy(trial.policies[-1], old_head, query)).mean())
         gradient = self._meta_gradient.gradient(params, trial)
         if not all_finite(gradient):
             raise Diverged("the meta-gradient became NaN or infinite; a smaller inner_learning_rate may help")
@@ -89,11 +90,16 @@ class TrustRegion:
             with torch.no_grad():
                 head = policy.head(part.adapted, policy.features(part.adapted, query.observation))
                 log_prob = policy.log_prob(part.adapted, head, query.action)
-                loss += float(ratio_objective(log_prob, query).sum())
+                loss += float((ratio_objective(log_prob, query) - self._entropy(part.adapted, head, query)).sum())
                 moved = policy.divergence(old, old_head[part.rows], part.adapted, head)
                 divergence += float(losses.masked_mean(moved, query.mask).sum())
         tasks = trial.query.mask.shape[0]
         return loss / tasks, divergence / tasks
+
+    def _entropy(self, params: Params, head: Tensor, query: Experience) -> Tensor | float:
+        """The entropy's share of the objective of N policies, [N]."""
+        weight = self._config.entropy_coefficient
+        return weight * losses.masked_mean(self._learner.policy.entropy(params, head), query.mask) if weight else 0.0
 
 
 @final

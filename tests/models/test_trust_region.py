@@ -254,3 +254,12 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_not_a_step_of_no_length()
     trial.query.advantage[0, 0] = float("nan")
     with pytest.raises(Diverged, match="NaN"):
         TrustRegion(learner, learner.meta_gradient, learner.config).step(params, trial)
+
+
+def test_entropy_counts_in_what_a_step_must_improve() -> None:
+    tasks = batch("Navigation2D-v0", reward="0 * reward")
+    learner = learner_for(tasks, entropy_coefficient=0.1)
+    state = learner.initialise(0, torch.float64)
+    after, metrics = learner.outer_step(state, tasks, KEYS)
+    assert metrics["step_scale"] > 0
+    assert bool((after.params["log_std"] > state.params["log_std"]).all())
