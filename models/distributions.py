@@ -22,7 +22,9 @@ MAX_ANGLE: Final = 4 * math.pi
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every value from ``low`` to ``high`` alike; of a whole number, both ends included.
+    """Every value from ``low`` to ``high`` alike; of whole numbers, both ends included.
+
+    A draw has 53 random bits, so that of more than 2⁵² whole numbers the odd ones are rarer.
 
     Attributes:
         low: Smallest value, in the parameter's unit.

@@ -106,7 +106,7 @@ def define_family(
 
     Args:
         name: Its name; two families of different names draw different tasks.
-        environment: A key of ``ENVIRONMENTS``.
+        environment: An id that :func:`models.tasks.find_environment` knows.
         parameters: For some of its parameters a constant, a distribution (:mod:`models.distributions`) or the
             JSON of one: ``{"uniform": [low, high]}``, ``{"loguniform": [low, high]}``,
             ``{"choice": [value, ...]}``, ``{"cos": [radius, from, to]}``, ``{"sin": [radius, from, to]}``.
@@ -154,6 +154,13 @@ def _shared_model(model: Environment, distributions: Mapping[str, Distribution])
 
 
 _PRESETS = (
+    define_family(
+        "bandit-5",
+        "Bandit-v0",
+        {"arms": 5, "instance": Uniform(0, 2**53 - 1)},
+        discount=1.0,
+        horizon=10,
+    ),
     define_family(
         "cartpole-physics",
         "CartPole-v1",
@@ -217,6 +224,13 @@ _PRESETS = (
         "Pendulum-v1",
         {"mass": Uniform(0.6, 1.4), "length": Uniform(0.6, 1.4)},
         horizon=200,
+    ),
+    define_family(
+        "tabular-mdp",
+        "TabularMDP-v0",
+        {"states": 10, "actions": 5, "instance": Uniform(0, 2**53 - 1)},
+        discount=1.0,
+        horizon=10,
     ),
 )
 _BODY: Final = {

@@ -34,6 +34,20 @@ def likelihood_ratio_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Ten
     return -masked_mean(torch.exp(log_prob - old_log_prob) * advantage, mask)
 
 
+def score_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    """A loss with the value and the gradient of :func:`likelihood_ratio_loss`, of which the actions are a constant too.
+
+        L = -mean_t [ ρ_t (log π(a_t|s_t) - log π(a_t|s_t) + 1) A_t ],   ρ_t = π(a_t|s_t) / π_old(a_t|s_t)
+
+    Gradients flow through the first logarithm alone, so the second derivative is that of log π · A: that actions would
+    be sampled otherwise by another policy is left to whoever accounts for it. Arguments as there.
+
+    Source: Rothfuss et al. 2019, "ProMP", section 4, formulation II.
+    """
+    ratio = torch.exp(log_prob - old_log_prob).detach()
+    return -masked_mean(ratio * (log_prob - log_prob.detach() + 1.0) * advantage, mask)
+
+
 def clipped_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor, clip: float) -> Tensor:
     """The proximal objective: the ratio counts only while it stays within [1 - clip, 1 + clip].
 

@@ -77,7 +77,7 @@ def define_task(
     """A task that is known to be sound, with everything that was left out filled in.
 
     Args:
-        environment: A key of ``ENVIRONMENTS``.
+        environment: An id that :func:`find_environment` knows.
         parameters: Values of some of its parameters, in their units; the others take their defaults.
         reward: An expression (:mod:`models.rewards`), or ``None`` for the environment's own reward.
         discount: γ, in (0, 1].

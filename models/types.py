@@ -45,7 +45,7 @@ class Task:
     """One Markov decision process. Build it with :func:`models.tasks.define_task`, which checks and completes it.
 
     Attributes:
-        environment: Id of the environment model, a key of ``ENVIRONMENTS``.
+        environment: Id of the environment model (:func:`models.tasks.find_environment`).
         parameters: Every parameter of that environment, defaults filled in, in its own units.
         reward: An expression (:mod:`models.rewards`) or ``None`` for the environment's own reward.
         discount: γ in (0, 1].

@@ -21,6 +21,8 @@ FORBIDDEN = {
         "httpx",
         "uvicorn",
     },
+    # Runs in processes that must start quickly.
+    "models/bridge": {"torch", "scipy"},
     "client/headstart_client": {"app", "models", "migrations", "torch", "fastapi", "pydantic", "sqlalchemy"},
     "migrations": {"models"},
 }

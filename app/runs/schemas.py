@@ -49,7 +49,7 @@ def _require_same_kinds(sent: object, taken: object, place: tuple[str | int, ...
     elif isinstance(sent, list) and isinstance(taken, tuple):
         for index, (value, item) in enumerate(zip(sent, taken, strict=True)):
             _require_same_kinds(value, item, (*place, index))
-    elif isinstance(sent, str | bool) and type(sent) is not type(taken):
+    elif (isinstance(sent, str | bool) or isinstance(taken, bool)) and type(sent) is not type(taken):
         wanted = "must be true or false" if isinstance(taken, bool) else "must be a number"
         error = InitErrorDetails(type=PydanticCustomError("wrong_kind", wanted), loc=place, input=sent)
         raise ValidationError.from_exception_data("config", [error])

@@ -24,6 +24,7 @@ _MAX_OUTPUT: Final = 1_000_000
 _SHOWN_OUTPUT: Final = 3000
 _LAST_WORDS_S: Final = 2.0
 _LOOK_S: Final = 0.5
+_START_S: Final = 30.0
 
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from models.bridge.child import main; "
@@ -99,7 +100,7 @@ class Process:
         """The answer to what was asked.
 
         Args:
-            timeout_s: How long one call of an environment may take.
+            timeout_s: How long one call of an environment may take; a process that is new may take longer to begin.
 
         Raises:
             EpisodeFailed: If an environment failed, took longer, or ended the process.
@@ -108,7 +109,7 @@ class Process:
         while not self._connection.wait(min(_LOOK_S, timeout_s)):
             if self._progress.calls != calls:
                 calls, since = self._progress.calls, time.monotonic()
-            elif time.monotonic() - since >= timeout_s:
+            elif time.monotonic() - since >= (timeout_s if calls else max(timeout_s, _START_S)):
                 # It prints where it is, and ends.
                 os.kill(self._popen.pid, signal.SIGABRT)
                 raise self._lost(f"it did not answer within {timeout_s:g} s")

@@ -72,8 +72,15 @@ def flat_observation_space(space: Space[Any]) -> tuple[NDArray[np.float32], NDAr
         raise UnsupportedSpace(f"observations of {size} numbers; supported are 1 to {MAX_NUMBERS}")
     flat = flatten_space(space)
     assert isinstance(flat, Box)
-    with np.errstate(over="ignore"):  # a bound beyond float32 is no bound
-        return flat.low.astype(np.float32), flat.high.astype(np.float32)
+    return _bound([flat.low]), _bound([flat.high])
+
+
+def _bound(parts: list[NDArray[Any]]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what is beyond float32 is no bound
+        bound = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
+    if np.isnan(bound).any():
+        raise UnsupportedSpace("bounds that are NaN")
+    return bound
 
 
 def _flat_size(leaf: Space[Any]) -> int:
@@ -162,11 +169,8 @@ class Actions:
             if not 1 <= self.count <= most:
                 raise UnsupportedSpace(f"{self.count} different actions; supported are 1 to {most}")
         elif all(isinstance(part, Box) and part.dtype.kind == "f" for part in parts):
-            with np.errstate(over="ignore"):
-                self.low, self.high = (
-                    np.concatenate([getattr(part, bound).ravel() for part in parts]).astype(np.float32)
-                    for bound in ("low", "high")
-                )
+            boxes = [part for part in parts if isinstance(part, Box)]
+            self.low, self.high = _bound([box.low for box in boxes]), _bound([box.high for box in boxes])
             if not 1 <= len(self.low) <= MAX_NUMBERS:
                 raise UnsupportedSpace(f"actions of {len(self.low)} numbers; supported are 1 to {MAX_NUMBERS}")
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from models.environments.acrobot import Acrobot
+from models.environments.bandit import Bandit
 from models.environments.base import Environment, Parameter
 from models.environments.cartpole import CartPole
 from models.environments.functional import FunctionalEnvironment
@@ -13,6 +14,7 @@ from models.environments.mountain_car import MountainCar
 from models.environments.mountain_car_continuous import MountainCarContinuous
 from models.environments.navigation import Navigation2D
 from models.environments.pendulum import Pendulum
+from models.environments.tabular import TabularMDP
 
 
 def _is_installed(distribution: str) -> bool:
@@ -30,11 +32,13 @@ ENVIRONMENTS: dict[str, FunctionalEnvironment] = {
     environment.id: environment
     for environment in (
         Acrobot(),
+        Bandit(),
         CartPole(),
         MountainCar(),
         MountainCarContinuous(),
         Navigation2D(),
         Pendulum(),
+        TabularMDP(),
         *(_LOCOMOTION if _HAS_MUJOCO else ()),
     )
 }
@@ -48,6 +52,7 @@ __all__ = [
     "NEEDED_EXTRAS",
     "Acrobot",
     "Ant",
+    "Bandit",
     "CartPole",
     "Environment",
     "FunctionalEnvironment",
@@ -58,5 +63,6 @@ __all__ = [
     "Navigation2D",
     "Parameter",
     "Pendulum",
+    "TabularMDP",
     "Walker2d",
 ]

@@ -35,7 +35,7 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 _DEFAULT_HORIZON: Final = 1000
 _LONGEST_HORIZON: Final = 100_000
 _EPISODES_PER_PROCESS: Final = 4
-_KNOWN: Final = 1024
+_KNOWN: Final = 16_384
 _ID: Final = re.compile(r"(?:(?P<module>[A-Za-z_][\w.]{0,199}):)?(?P<name>[\w:./-]{1,199})", re.ASCII)
 
 
@@ -114,7 +114,10 @@ def _described(module: str | None, name: str, arguments: str) -> BridgedEnvironm
             _BRIDGE.pool.give_back([process], _most_processes())
         else:
             process.close()
-    return BridgedEnvironment(module, name, arguments, content, *bounds)
+    environment = BridgedEnvironment(module, name, arguments, content, *bounds)
+    if arguments != "{}":
+        environment.share(_described(module, name, "{}"))
+    return environment
 
 
 def _most_processes() -> int:
@@ -128,7 +131,7 @@ def _said(failure: Failed) -> str:
         "construction": "cannot be made",
         "spaces": "cannot be used",
         "reset": "cannot begin an episode",
-        "step": "cannot be made",
+        "step": "failed",
     }[failure.stage]
     return f"{what}: {failure.detail}" + (f"\n{failure.trace}" if failure.trace else "")
 
@@ -167,6 +170,15 @@ class BridgedEnvironment(Environment):
             f"{content['observation_space']} flattened to {len(low)} numbers (ids are one-hot) and takes actions of "
             f"{content['action_space']} as {actions}. Parameters are keyword arguments of {self.title}."
         )
+
+    def share(self, other: BridgedEnvironment) -> None:
+        """Keep one of each equal space and schema: tasks without number may be made with arguments of their own."""
+        if self.parameters == other.parameters:
+            self.parameters = other.parameters
+        if self.observation_space == other.observation_space:
+            self.observation_space = other.observation_space
+        if self.action_space == other.action_space:
+            self.action_space = other.action_space
 
     @override
     def shaped(self, parameters: Mapping[str, ParameterValue]) -> BridgedEnvironment:
@@ -255,6 +267,9 @@ class BridgedSimulation(Simulation):
         edges = [count * i // used for i in range(used + 1)]
         self._observations = np.empty((count, self._size), np.float32)
         self._shares = [_Share(*share) for share in zip(_BRIDGE.pool.take(used), edges[:-1], edges[1:], strict=True)]
+        # A policy's thread that waits for its next product spins, on the core that a process wants to step with.
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             self._begin(environment, rng)
         except BaseException:
@@ -292,6 +307,7 @@ class BridgedSimulation(Simulation):
 
     @override
     def end(self, whole: bool) -> None:
+        torch.set_num_threads(self._threads)
         processes = [share.process for share in self._shares]
         self._shares = []
         if whole:

@@ -13,8 +13,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from models import losses
 from models.learners.base import Learner, LearnerState, Metrics, require_no_context, trained
-from models.learners.inner import InnerUpdate
+from models.learners.inner import Experience, InnerUpdate, ratio_objective
 from models.learners.meta_gradient import MetaGradient, MetaGradientConfig, Part, Trial
 from models.policy import Policy
 from models.tasks import TaskBatch
@@ -43,26 +44,31 @@ class EMAML(Learner[EMAMLConfig]):
 
         ∇θ E_τ~π_θ [ J(θ'(τ)) ] = E_τ [ ∇θ J(θ'(τ)) + J(θ'(τ)) ∇θ log p_θ(τ) ]
 
-    The second term is the credit: the log-probability of all support episodes, weighted by the return after adapting,
-    less the mean of the other tasks'. Both terms are divided by an episode's mean length.
+    The first takes the episodes for given, as the inner objective's second derivative does here. The second is the
+    credit: the log-probability of all support episodes, weighted by the return after adapting, less the mean of the
+    other tasks'. Both are divided by an episode's mean length. Without credit the inner objective is MAML's, whose
+    second derivative itself accounts for what would be sampled: with both, that would count twice.
     """
 
     def __init__(self, config: EMAMLConfig, policy: Policy) -> None:
         require_no_context(policy, config.name)
-        rates = (config.inner_learning_rate, config.entropy_coefficient)
-        inner = InnerUpdate(policy, trained(policy), *rates, max_tasks=config.max_tasks_in_memory)
+        credits = config.exploration_coefficient > 0
+        inner = InnerUpdate(
+            policy,
+            trained(policy),
+            config.inner_learning_rate,
+            config.entropy_coefficient,
+            score_objective if credits else ratio_objective,
+            max_tasks=config.max_tasks_in_memory,
+        )
         super().__init__(config, policy, inner, trained(policy))
         self.meta_gradient = MetaGradient(
-            self, config.inner_steps, config.first_order, config.clip_ratio, self._credit if self._credits else None
+            self, config.inner_steps, config.first_order, config.clip_ratio, self._credit if credits else None
         )
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:
         return self.meta_gradient.step(state, tasks, keys)
-
-    @property
-    def _credits(self) -> bool:
-        return self.config.exploration_coefficient > 0
 
     def _credit(self, part: Part, trial: Trial) -> Tensor:
         """Minus each task's credit times the log-probability of its support episodes, [n]."""
@@ -80,3 +86,8 @@ class EMAML(Learner[EMAMLConfig]):
             head = self.policy.head(params, self.policy.features(params, experience.observation))
             score = score + (self.policy.log_prob(params, head, experience.action) * experience.mask).sum(1)
         return -weight * score
+
+
+def score_objective(log_prob: Tensor, experience: Experience) -> Tensor:
+    """:func:`models.losses.score_loss` of an experience, [N]."""
+    return losses.score_loss(log_prob, experience.log_prob, experience.advantage, experience.mask)

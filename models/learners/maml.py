@@ -42,13 +42,13 @@ class MAMLConfig(MetaGradientConfig):
     """`trpo` only: δ, mean divergence (nats) of the adapted policies that a step may bring about."""
 
     conjugate_gradient_steps: Annotated[int, Ge(1), Le(100)] = 10
-    """`trpo` only: iterations towards the natural gradient."""
+    """`trpo` only: most iterations towards the natural gradient; they end early where a twentieth of it is left."""
 
-    curvature_share: Annotated[float, Gt(0), Le(1)] = 0.1
+    curvature_share: Annotated[float, Gt(0), Le(1)] = 0.05
     """`trpo` only: share of the episodes, at least one a task, from which the curvature is estimated (Schulman et al.
-    2015, "Trust region policy optimization", appendix C, take a tenth)."""
+    2015, "Trust region policy optimization", appendix C, take a tenth of much larger batches)."""
 
-    damping: Annotated[float, Ge(0), Le(1e3)] = 1e-3
+    damping: Annotated[float, Ge(0), Le(1e3)] = 1e-2
     """`trpo` only: multiple of the identity added to the curvature."""
 
     line_search_steps: Annotated[int, Ge(1), Le(100)] = 15

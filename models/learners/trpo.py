@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from models import losses, optimiser
-from models.learners.base import Learner, Metrics
+from models.learners.base import Diverged, Learner, Metrics
 from models.learners.inner import Experience, ratio_objective
 from models.learners.meta_gradient import MetaGradient, Trial
 from models.learners.promp import mean_divergence
-from models.types import Params, stack_params
+from models.types import Params, all_finite, stack_params
 
 if TYPE_CHECKING:
     from models.learners.maml import MAMLConfig
+
+_RESIDUAL = 0.05
+"""Share of the gradient's norm that the natural gradient may leave unexplained."""
 
 _SHORTER = 0.8
 """What is left of a step that went too far or did not help."""
@@ -48,17 +51,23 @@ class TrustRegion:
 
         Returns:
             The parameters, and `gradient_norm`, `outer_kl` (nats) and `step_scale` (share of the full step; 0: none).
+
+        Raises:
+            Diverged: If the meta-gradient is NaN or infinite: no step would help, and the run would stand still.
         """
         config, query = self._config, trial.query
         with torch.no_grad():
             acted = self._learner.policy.features(trial.policies[-1], query.observation, query.trace)
             old_head = self._learner.policy.head(trial.policies[-1], acted)
         # Where it stands every likelihood ratio is 1.
-        start = -float(losses.masked_mean(query.advantage, query.mask).mean())
+        advantage = losses.masked_mean(query.advantage, query.mask)
+        start = -float((advantage + self._entropy(trial.policies[-1], old_head, query)).mean())
         gradient = self._meta_gradient.gradient(params, trial)
+        if not all_finite(gradient):
+            raise Diverged("the meta-gradient became NaN or infinite; a smaller inner_learning_rate may help")
         metrics = {"gradient_norm": float(optimiser.global_norm(gradient)), "outer_kl": 0.0, "step_scale": 0.0}
         curvature = Curvature(self._learner, trial, config.curvature_share, config.damping)
-        direction = conjugate_gradient(curvature.product, gradient, config.conjugate_gradient_steps)
+        direction = conjugate_gradient(curvature.product, gradient, config.conjugate_gradient_steps, _RESIDUAL)
         length = float(_dot(direction, curvature.product(direction)))
         if not math.isfinite(length) or length <= 0:
             return params, metrics
@@ -81,11 +90,16 @@ class TrustRegion:
             with torch.no_grad():
                 head = policy.head(part.adapted, policy.features(part.adapted, query.observation))
                 log_prob = policy.log_prob(part.adapted, head, query.action)
-                loss += float(ratio_objective(log_prob, query).sum())
+                loss += float((ratio_objective(log_prob, query) - self._entropy(part.adapted, head, query)).sum())
                 moved = policy.divergence(old, old_head[part.rows], part.adapted, head)
                 divergence += float(losses.masked_mean(moved, query.mask).sum())
         tasks = trial.query.mask.shape[0]
         return loss / tasks, divergence / tasks
+
+    def _entropy(self, params: Params, head: Tensor, query: Experience) -> Tensor | float:
+        """The entropy's share of the objective of N policies, [N]."""
+        weight = self._config.entropy_coefficient
+        return weight * losses.masked_mean(self._learner.policy.entropy(params, head), query.mask) if weight else 0.0
 
 
 @final
@@ -165,16 +179,23 @@ def _along(gradient: list[Tensor], leaves: list[Tensor], vector: list[Tensor]) -
     return list(torch.autograd.grad(gradient, leaves, vector, retain_graph=True, materialize_grads=True))
 
 
-def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-10) -> Params:
-    """X with A x ≈ b, for a positive definite A given as a product, in at most ``steps`` products.
+def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int, tolerance: float = 1e-6) -> Params:
+    """Solve A x = b for a positive definite A that is given as a product.
 
-    Source: Hestenes & Stiefel 1952.
+    Args:
+        product: A times a vector.
+        b: The right-hand side.
+        steps: Most products.
+        tolerance: It ends early where |b - A x| ≤ tolerance |b|.
+
+    Source: Hestenes & Stiefel 1952, section 3.
     """
     x = {name: torch.zeros_like(value) for name, value in b.items()}
     residual, direction = dict(b), dict(b)
     square = _dot(b, b)
+    least = float(square) * tolerance**2
     for _ in range(steps):
-        if float(square) < tolerance:
+        if float(square) <= least:
             break
         along = product(direction)
         rate = square / _dot(direction, along)

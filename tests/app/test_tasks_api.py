@@ -56,6 +56,22 @@ def test_environments_say_what_their_tasks_may_set(client):
     assert client.get("/v1/environments/Pong-v5").status_code == 404
 
 
+def test_whole_numbers_stay_whole_on_their_way_through_the_api(client):
+    bandit = client.get("/v1/environments/Bandit-v0").json()
+    kinds = {each["name"]: (each["kind"], each["default"]) for each in bandit["parameters"]}
+    assert kinds["arms"] == ("integer", 5)
+    assert kinds["lowest"] == ("number", 0.0)
+    largest = post(client, environment="Bandit-v0", parameters={"arms": 3, "instance": 2**53 - 1})
+    assert client.get(f"/v1/tasks/{largest['id']}").json()["parameters"]["instance"] == 2**53 - 1
+    assert post(client, 200, environment="Bandit-v0", parameters={"arms": 3.0, "instance": 2**53 - 1}) == largest
+    for parameters, pointer in (({"arms": 2.5}, "/parameters/arms"), ({"instance": 2**53}, "/parameters/instance")):
+        wrong = post(client, 422, environment="Bandit-v0", parameters=parameters)
+        assert wrong["errors"][0]["pointer"] == pointer
+    first = sample(client, "bandit-5", count=3)["tasks"]
+    assert sample(client, "bandit-5", count=3)["tasks"] == first
+    assert {type(task["parameters"]["instance"]) for task in first} == {int}
+
+
 def test_environments_come_in_pages(client):
     ids = [e["id"] for e in every(client, "/v1/environments?page_size=1", "environments")]
     assert ids == sorted(ENVIRONMENTS)

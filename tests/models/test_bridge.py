@@ -188,7 +188,7 @@ def test_an_episode_is_the_same_alone_and_among_many_and_in_whatever_process(
     tasks = [define_task(id_, horizon=20) for _ in range(5)]
     policy = policy_for(tasks[0])
     params = stack_params(policy.initialise(0), 5)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(bridge, "_most_processes", lambda: 3)
     many = collect(policy, params, TaskBatch.of(tasks), 8, keys(5))
     monkeypatch.undo()
     again = collect(policy, params, TaskBatch.of(tasks), 8, keys(5))
@@ -253,8 +253,8 @@ def test_what_goes_wrong_in_an_episode_names_task_and_step(how: str, message: st
 @pytest.mark.parametrize("how", ["hang", "sleep"])
 def test_an_environment_that_hangs_is_ended_and_says_where_it_was(how: str) -> None:
     tasks = bad(how)
-    bridge.configure([MODULE], timeout_s=0.5)
-    with pytest.raises(EnvironmentFailed, match=r"task 1 .*step 3: it did not answer within 0.5 s\n(.|\n)*in step"):
+    bridge.configure([MODULE], timeout_s=1.0)
+    with pytest.raises(EnvironmentFailed, match=r"task 1 .*step 3: it did not answer within 1 s\n(.|\n)*in step"):
         run(tasks, 4)
 
 
@@ -302,10 +302,10 @@ def test_an_import_that_fails_or_hangs_is_an_answer_too(tmp_path: Path, monkeypa
     (tmp_path / "broken_import.py").write_text("import nothing_of_that_name\n")
     (tmp_path / "endless_import.py").write_text("while True: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    bridge.configure(["broken_import", "endless_import"], timeout_s=0.5)
+    bridge.configure(["broken_import", "endless_import"], timeout_s=1.0)
     with pytest.raises(InvalidValue, match=r"cannot be imported: ModuleNotFoundError.*nothing_of_that_name"):
         define_task("broken_import:Thing-v0")
-    with pytest.raises(InvalidValue, match=r"did not answer within 0.5 s\n(.|\n)*endless_import.py"):
+    with pytest.raises(InvalidValue, match=r"did not answer within 1 s\n(.|\n)*endless_import.py"):
         define_task("endless_import:Thing-v0")
 
 

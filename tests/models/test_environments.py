@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import gymnasium
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 from models import random
 from models.environments import ENVIRONMENTS, FunctionalEnvironment, Parameter
 from models.environments.locomotion import Locomotion
-from models.types import InvalidValue, Params
+from models.environments.single import as_gymnasium
+from models.policy import Policy, PolicyConfig
+from models.rollout import collect
+from models.tasks import TaskBatch, define_task
+from models.types import InvalidValue, Params, stack_params
 
 environments = pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
 def spread_params(environment: FunctionalEnvironment, tasks: int, dtype: torch.dtype) -> Params:
-    """Prepared parameters [N, 1]: the defaults, each number of each task scaled a little differently."""
-    params = {}
+    """Prepared parameters [N, 1]: the defaults, each number of each task a little different from the next.
+
+    Whole numbers that decide the spaces are left alone.
+    """
+    params, defaults = {}, {each.name: each.default for each in environment.parameters}
     for i, each in enumerate(environment.parameters):
-        scale = 1 + 0.1 * torch.rand(tasks, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
-        number = each.number(each.default)
-        params[each.name] = (torch.full_like(scale, number) if each.choices else scale * number).to(dtype)
+        number = torch.full((tasks, 1), each.number(each.default), dtype=torch.float64)
+        if each.kind == "integer":
+            other = environment.shaped(defaults | {each.name: int(each.low)})
+            steps = torch.arange(tasks).unsqueeze(1) if other is environment else 0
+            params[each.name] = number.long() + steps
+        elif each.choices:
+            params[each.name] = number.to(dtype)
+        else:
+            draws = torch.rand(tasks, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+            params[each.name] = (number * (1 + 0.1 * draws)).to(dtype)
     return environment.prepare(params)
 
 
@@ -85,13 +101,13 @@ def test_a_fused_step_equals_its_parts(environment: FunctionalEnvironment) -> No
 
 @environments
 @dtypes
-def test_an_episode_alone_equals_the_same_episode_among_many(
+def test_an_episode_alone_equals_the_same_episode_among_four_hundred(
     environment: FunctionalEnvironment, dtype: torch.dtype
 ) -> None:
-    params = spread_params(environment, 4, dtype)
-    keys = random.fold_in(random.key(3), torch.arange(28)).reshape(4, 7)
+    params = spread_params(environment, 20, dtype)
+    keys = random.fold_in(random.key(3), torch.arange(400)).reshape(20, 20)
     together = unroll(environment, params, keys, 30, dtype)
-    for n, b in [(0, 0), (2, 5), (3, 6)]:
+    for n, b in [(0, 0), (7, 13), (19, 19)]:
         raw = {each.name: params[each.name][n : n + 1] for each in environment.parameters}
         alone = unroll(environment, environment.prepare(raw), keys[n : n + 1, b : b + 1], 30, dtype)
         torch.testing.assert_close(
@@ -127,11 +143,13 @@ def test_first_states_differ_only_where_the_environment_draws_them(environment: 
     first = environment.initial(keys, params)[0]
     low, high = {
         "Acrobot-v1": ([-0.1] * 4, [0.1] * 4),
+        "Bandit-v0": ([0.0] * 10, [0.0] * 10),
         "CartPole-v1": ([-0.05] * 4, [0.05] * 4),
         "MountainCar-v0": ([-0.6, 0.0], [-0.4, 0.0]),
         "MountainCarContinuous-v0": ([-0.6, 0.0], [-0.4, 0.0]),
         "Navigation2D-v0": ([0.0, 0.0], [0.0, 0.0]),
         "Pendulum-v1": ([-math.pi, -1.0], [math.pi, 1.0]),
+        "TabularMDP-v0": ([0.0, 0.0], [0.0, 0.0]),
     }[environment.id]
     bounds = torch.tensor([low, high], dtype=torch.float64)
     assert bool((first >= bounds[0]).all())
@@ -159,12 +177,10 @@ def test_every_parameter_is_described_and_accepts_its_own_default_and_ends(envir
 def test_dynamics_stay_finite_for_ten_steps_at_the_ends_of_every_range(environment: FunctionalEnvironment) -> None:
     for each in environment.parameters:
         for value in each.choices or (each.low, each.high):
-            raw = {
-                other.name: torch.full((1, 1), other.number(value if other is each else other.default))
-                for other in environment.parameters
-            }
+            tasks = TaskBatch.of([define_task(environment.id, {each.name: value})])
+            assert isinstance(tasks.environment, FunctionalEnvironment)
             keys = random.fold_in(random.key(6), torch.arange(8)).reshape(1, 8)
-            states = unroll(environment, environment.prepare(raw), keys, 10, torch.float32)
+            states = unroll(tasks.environment, tasks.params, keys, 10, torch.float32)
             assert bool(torch.isfinite(states).all()), f"{each.name} = {value}"
 
 
@@ -216,9 +232,55 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones() -> None:
 @environments
 def test_everything_stays_on_the_device_of_the_parameters(environment: FunctionalEnvironment) -> None:
     # The meta device computes shapes only, and refuses to mix with the processor's tensors: any machine has it.
-    raw = {each.name: torch.empty(2, 1, device="meta") for each in environment.parameters}
+    raw = {
+        each.name: torch.empty(2, 1, device="meta", dtype=torch.int64 if each.kind == "integer" else torch.float32)
+        for each in environment.parameters
+    }
     params, keys = environment.prepare(raw), torch.empty(2, 3, dtype=torch.int64, device="meta")
-    action = torch.empty(2, 3, *environment.action_space.shape, device="meta")
+    kind = torch.float32 if environment.action_size else torch.int64
+    action = torch.empty(2, 3, *environment.action_space.shape, dtype=kind, device="meta")
     state = environment.initial(keys, params)
     for tensor in (state, *environment.step(state, action, keys, params), *params.values()):
         assert tensor.device.type == "meta"
+
+
+# What Gymnasium recommends, where its own environments do otherwise or there is nothing to render.
+@pytest.mark.filterwarnings(
+    "ignore:.*Box observation space (minimum|maximum) value is",
+    "ignore:.*we recommend using a symmetric and normalized space",
+    "ignore:.*Not able to test alternative render modes",
+)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_gymnasium_finds_no_fault_with_a_task_as_one_of_its_environments(name: str) -> None:
+    check_env(as_gymnasium(define_task(name)))
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_same_seed_gives_the_same_episodes(name: str) -> None:
+    def episodes() -> list[tuple[list[float], float, bool]]:
+        env, seen = as_gymnasium(define_task(name, horizon=12)), []
+        env.action_space.seed(1)
+        observation, _ = env.reset(seed=7)
+        for _ in range(40):
+            seen.append((observation.tolist(), 0.0, False))
+            observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            seen.append((observation.tolist(), reward, terminated))
+            if terminated or truncated:
+                observation, _ = env.reset()
+        return seen
+
+    assert episodes() == episodes()
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_gradients_never_leak_into_what_is_collected(name: str) -> None:
+    tasks = TaskBatch.of([define_task(name, horizon=15)] * 3)
+    for value in tasks.params.values():
+        value.requires_grad_(value.is_floating_point())
+    model = tasks.environment
+    policy = Policy(PolicyConfig((4,)), model.observation_space, model.action_space)
+    params = {key: value.requires_grad_() for key, value in stack_params(policy.initialise(0), 3).items()}
+    rollout = collect(policy, params, tasks, 2, random.fold_in(random.key(8), torch.arange(3)))
+    for field in dataclasses.fields(rollout):
+        value = getattr(rollout, field.name)
+        assert not isinstance(value, Tensor) or not value.requires_grad, field.name

@@ -14,8 +14,11 @@ from models import random
 from models.distributions import Choice, LogUniform, Uniform
 from models.environments import NEEDED_EXTRAS, FunctionalEnvironment
 from models.families import PRESETS, SPLITS, TaskFamily, define_family
+from models.learners import MAMLConfig
+from models.policy import PolicyConfig
 from models.tasks import TaskBatch, define_task
-from models.types import InvalidValue, canonical_json
+from models.training import FamilyTasks, Stop, Training, train
+from models.types import InvalidValue, all_finite, canonical_json
 
 families = pytest.mark.parametrize("family", PRESETS.values(), ids=PRESETS.keys())
 
@@ -163,6 +166,57 @@ def test_a_logarithm_needs_values_above_zero() -> None:
     assert refused.value.pointer == "/parameters/gravity/loguniform/0"
 
 
+def test_whole_numbers_are_drawn_alike_from_both_ends_and_all_between() -> None:
+    family = define_family("w", "Bandit-v0", {"instance": {"uniform": [3, 8]}})
+    assert family.definition()["parameters"]["instance"] == {"uniform": [3, 8]}  # type: ignore[index]
+    values = [task.parameters["instance"] for task in family.sample("train", 0, range(6000))]
+    assert {type(value) for value in values} == {int}
+    # A sixth of 6000 draws spreads by sqrt(6000 * 5 / 36) = 29: four of those.
+    assert {value: abs(values.count(value) - 1000) < 116 for value in set(values)} == dict.fromkeys(range(3, 9), True)
+
+
+def test_whole_numbers_of_all_53_bits_are_drawn_and_kept_exactly() -> None:
+    tasks = PRESETS["bandit-5"].sample("train", 0, range(2000))
+    values = [task.parameters["instance"] for task in tasks]
+    assert len(set(values)) == 2000
+    assert all(isinstance(value, int) and 0 <= value < 2**53 for value in values)
+    assert max(values) > 2**53 * 0.99
+    assert min(values) < 2**53 * 0.01
+    assert {int(value) % 4 for value in values} == {0, 1, 2, 3}
+    assert TaskBatch.of(tasks).params["instance"].squeeze(1).tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "pointer", "detail"),
+    [
+        ("instance", {"uniform": [0.5, 3]}, "/parameters/instance/uniform/0", "a whole number from 0"),
+        ("instance", {"uniform": [0, 2**53]}, "/parameters/instance/uniform/1", "not 9007199254740992"),
+        ("instance", {"uniform": [-1, 3]}, "/parameters/instance/uniform/0", "not -1"),
+        ("instance", {"uniform": [4, 3]}, "/parameters/instance/uniform", "low 4 is above high 3"),
+        ("instance", {"loguniform": [1, 3]}, "/parameters/instance/loguniform", "use uniform or choice"),
+        ("instance", {"cos": [1, 0, 1]}, "/parameters/instance/cos", "use uniform or choice"),
+        ("instance", {"choice": [1, 2.5]}, "/parameters/instance/choice/1", "not 2.5"),
+        ("arms", {"uniform": [1, 4]}, "/parameters/arms/uniform/0", "from 2 to 1000, not 1"),
+        ("arms", {"uniform": [3, 4]}, "/parameters/arms", "arms decides the spaces, which all tasks of a family"),
+        ("arms", {"choice": [3, 3, 4]}, "/parameters/arms", "give it one value"),
+    ],
+)
+def test_an_unsound_distribution_of_whole_numbers_is_refused_where_it_is_wrong(
+    name: str, value: object, pointer: str, detail: str
+) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        define_family("f", "Bandit-v0", {name: value})
+    assert refused.value.pointer == pointer
+    assert detail in refused.value.detail
+
+
+def test_a_reward_of_a_family_may_use_the_spaces_that_its_parameters_decide() -> None:
+    family = define_family("f", "Bandit-v0", {"arms": 7}, "reward + observation[13]")
+    assert family.sample("train", 0, [0])[0].parameters["arms"] == 7
+    with pytest.raises(InvalidValue, match="from 0 to 9"):
+        define_family("f", "Bandit-v0", {}, "reward + observation[13]")
+
+
 def test_arcs_of_one_task_are_the_coordinates_of_one_point() -> None:
     tasks = PRESETS["navigation-2d-sparse"].sample("train", 0, range(4000))
     points = [(float(task.parameters["goal_x"]), float(task.parameters["goal_y"])) for task in tasks]
@@ -250,6 +304,7 @@ def test_the_presets_are_those_that_are_promised() -> None:
     }
     assert {name: (each.environment, each.horizon) for name, each in PRESETS.items()} == {
         "acrobot-lengths": ("Acrobot-v1", 300),
+        "bandit-5": ("Bandit-v0", 10),
         "cartpole-physics": ("CartPole-v1", 200),
         "cartpole-reversed": ("CartPole-v1", 200),
         "mountaincar-continuous-hills": ("MountainCarContinuous-v0", 200),
@@ -257,9 +312,18 @@ def test_the_presets_are_those_that_are_promised() -> None:
         "navigation-2d": ("Navigation2D-v0", 100),
         "navigation-2d-sparse": ("Navigation2D-v0", 20),
         "pendulum-mass-length": ("Pendulum-v1", 200),
+        "tabular-mdp": ("TabularMDP-v0", 10),
         **({} if NEEDED_EXTRAS else locomotion),
     }
     assert set(column(PRESETS["cartpole-reversed"], "force_mag", 50)) == {10.0, -10.0}
+
+
+@families
+def test_a_learner_can_take_a_step_on_every_preset(family: TaskFamily) -> None:
+    learner = MAMLConfig(tasks_per_iteration=2, episodes_per_task=2)
+    run = Training(learner, PolicyConfig((8,)), FamilyTasks(family, "train"), Stop(iterations=1))
+    *_, last = train(run)
+    assert all_finite(last.state.learner.params)
 
 
 def corners_and_samples(name: str, count: int) -> TaskBatch:
@@ -273,7 +337,7 @@ def corners_and_samples(name: str, count: int) -> TaskBatch:
     return TaskBatch.of([*corners, *family.sample("train", 0, range(count))])
 
 
-def run(tasks: TaskBatch, episodes: int, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def play(tasks: TaskBatch, episodes: int, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Which episodes reached a terminal state within their horizon, [N, B], and their last states."""
     assert isinstance(tasks.environment, FunctionalEnvironment)
     keys = random.fold_in(random.key("starts"), torch.arange(len(tasks) * episodes)).reshape(len(tasks), episodes)
@@ -291,12 +355,12 @@ def test_every_hill_of_the_mountain_car_families_can_be_climbed_within_its_horiz
         along = state[..., 1] >= 0
         return torch.where(along, 2, 0) if name == "mountaincar-hills" else torch.where(along, 1.0, -1.0).unsqueeze(-1)
 
-    arrived, _ = run(corners_and_samples(name, 300), 40, push)
+    arrived, _ = play(corners_and_samples(name, 300), 40, push)
     assert bool(arrived.all())
 
 
 def test_nearly_every_acrobot_of_the_family_swings_up_when_its_joint_is_turned_along() -> None:
-    arrived, _ = run(
+    arrived, _ = play(
         corners_and_samples("acrobot-lengths", 100), 10, lambda state: torch.where(state[..., 3] >= 0, 2, 0)
     )
     assert float(arrived.double().mean()) > 0.98
@@ -314,7 +378,7 @@ def test_every_pendulum_of_the_family_can_be_swung_up_and_held() -> None:
         near = (angle.abs() < 0.35) & (speed.abs() < 3)
         return torch.where(near, hold, torch.where(speed * lacking >= 0, 2.0, -2.0)).unsqueeze(-1)
 
-    _, state = run(tasks, 10, swing)
+    _, state = play(tasks, 10, swing)
     assert float(state[..., 0].cos().min()) > 0.98
 
 
