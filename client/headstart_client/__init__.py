@@ -26,7 +26,7 @@ from headstart_client.errors import (
 from headstart_client.events import Event
 from headstart_client.policies import Action, Adaptation, CurvePoint, Performance, Policy
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
-from headstart_client.runs import Metric, Progress, Run
+from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress, Run
 from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
 from headstart_client.transport import Retry
 from headstart_client.wire import Failure, File
@@ -39,12 +39,14 @@ __all__ = [
     "AliasEvent",
     "ApiKey",
     "BadRequest",
+    "Best",
     "Client",
     "Conflict",
     "ConnectionFailed",
     "CurvePoint",
     "DigestMismatch",
     "Environment",
+    "EvaluationTasks",
     "Event",
     "Failure",
     "FieldError",
@@ -52,6 +54,7 @@ __all__ = [
     "Forbidden",
     "HeadstartError",
     "Health",
+    "HeldOutReturns",
     "InvalidRequest",
     "InvalidResponse",
     "Lineage",

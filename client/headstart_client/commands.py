@@ -3,60 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import sys
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from headstart_client.client import Client
-from headstart_client.inputs import (
-    UsageError,
-    numbers,
-    object_or_word,
-    pair,
-    parameter_value,
-    read_object,
-    read_tasks,
-)
+from headstart_client.groups import Group, add_command, add_limit, limited
+from headstart_client.inputs import numbers, object_or_word, pair, parameter_value, read_object, read_tasks
 from headstart_client.output import Output, fields, listing, record, table
-from headstart_client.runs import Run, Runs
+from headstart_client.run_commands import add_runs
 from headstart_client.tasks import Task
-from headstart_client.waiting import goes_on
 from headstart_client.wire import parse
-
-Command = Callable[[Client, argparse.Namespace], Output]
-T = TypeVar("T")
-
-
-class Group:
-    """The verbs of one noun: ``tasks list``, ``tasks get``, ..."""
-
-    def __init__(self, parent: Any, name: str, help: str, options: argparse.ArgumentParser) -> None:
-        self.options = options
-        self.verbs = parent.add_parser(name, help=help, description=help, parents=[options]).add_subparsers(
-            metavar="VERB", required=True
-        )
-
-    def verb(self, name: str, command: Command, help: str) -> argparse.ArgumentParser:
-        """Add a verb; its arguments are added to the parser that is returned."""
-        return add_command(self.verbs, name, command, help, self.options)
-
-
-def add_command(
-    parent: Any, name: str, command: Command, help: str, options: argparse.ArgumentParser
-) -> argparse.ArgumentParser:
-    """Add a command that is called as ``command(client, args)``."""
-    parser: argparse.ArgumentParser = parent.add_parser(name, help=help, description=help, parents=[options])
-    parser.set_defaults(command=command)
-    return parser
 
 
 def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
     """Add every command of the client."""
     _add_tasks(Group(parent, "tasks", "register, find and delete tasks", options))
     _add_families(Group(parent, "families", "distributions over tasks, and drawing from them", options))
-    _add_runs(Group(parent, "runs", "background meta-training", options))
+    add_runs(Group(parent, "runs", "background meta-training", options))
     _add_models(Group(parent, "models", "models, their versions and aliases", options))
     _add_adapt(add_command(parent, "adapt", _adapt, "adapt a model to a task; yields a policy", options))
     _add_act(add_command(parent, "act", _act, "ask a policy for actions", options))
@@ -67,7 +29,7 @@ def _add_tasks(group: Group) -> None:
     found.add_argument("--family", help="only of this family")
     found.add_argument("--split", help="only of this split: train, validation or test")
     found.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help="only with this label")
-    _add_limit(found)
+    add_limit(found)
     group.verb("get", _get_task, "one task").add_argument("task", help="id or name")
     made = group.verb("create", _create_task, "register a task; the same definition again is the same task")
     made.add_argument("--environment", required=True, help="id of its environment: CartPole-v1")
@@ -87,7 +49,7 @@ def _add_tasks(group: Group) -> None:
 def _list_tasks(client: Client, args: argparse.Namespace) -> Output:
     tasks = client.tasks.list(family=args.family, split=args.split, labels=_mapping(args.label))
     columns = ["name", "environment", "family", "split", "horizon", "discount", "parameters", "labels"]
-    return listing("tasks", _limited(tasks, args.limit), columns)
+    return listing("tasks", limited(tasks, args.limit), columns)
 
 
 def _get_task(client: Client, args: argparse.Namespace) -> Output:
@@ -124,7 +86,7 @@ def _delete_task(client: Client, args: argparse.Namespace) -> Output:
 
 
 def _add_families(group: Group) -> None:
-    _add_limit(group.verb("list", _list_families, "the families that are registered"))
+    add_limit(group.verb("list", _list_families, "the families that are registered"))
     group.verb("get", _get_family, "one family").add_argument("family", help="name")
     group.verb("create", _create_family, "register a family").add_argument("file", help="JSON; - for stdin")
     drawn = group.verb("sample", _sample_family, "draw tasks and register them, repeatably")
@@ -136,7 +98,7 @@ def _add_families(group: Group) -> None:
 
 def _list_families(client: Client, args: argparse.Namespace) -> Output:
     columns = ["name", "environment", "preset", "horizon", "parameters"]
-    return listing("task_families", _limited(client.families.list(), args.limit), columns)
+    return listing("task_families", limited(client.families.list(), args.limit), columns)
 
 
 def _get_family(client: Client, args: argparse.Namespace) -> Output:
@@ -152,87 +114,10 @@ def _sample_family(client: Client, args: argparse.Namespace) -> Output:
     return listing("tasks", tasks, ["name", "environment", "split", "parameters"])
 
 
-def _add_runs(group: Group) -> None:
-    start = group.verb("start", _start_run, "start meta-training")
-    start.add_argument("file", help="the request body as JSON: model, learner, tasks, stop, ...; - for stdin")
-    start.add_argument("--watch", action="store_true", help="wait for it to end")
-    start.add_argument("--timeout", type=float, metavar="SECONDS", help="with --watch: when to give up")
-    start.add_argument("--idempotency-key", metavar="KEY", help="the same key again gives the same run")
-    found = group.verb("list", _list_runs, "runs, past and present")
-    found.add_argument("--state", help="queued, running, succeeded, failed or cancelled")
-    found.add_argument("--model")
-    _add_limit(found)
-    watch = group.verb("watch", _watch_run, "wait for a run to end, showing how far it is and its curve")
-    watch.set_defaults(indent=None)
-    watch.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; the run goes on")
-    metrics = group.verb("metrics", _list_metrics, "a run's metrics so far")
-    metrics.add_argument("--after", type=int, metavar="SEQUENCE", help="only later rows")
-    _add_limit(metrics)
-    others = [group.verb("get", _get_run, "one run"), group.verb("cancel", _cancel_run, "ask a run to stop")]
-    for parser in (watch, metrics, *others):
-        parser.add_argument("run", help="id")
-
-
-def _start_run(client: Client, args: argparse.Namespace) -> Output:
-    run = client.runs.submit(read_object(args.file), idempotency_key=args.idempotency_key)
-    return _ended(run.wait(args.timeout, progress=True)) if args.watch else record(run)
-
-
-def _list_runs(client: Client, args: argparse.Namespace) -> Output:
-    runs = _limited(client.runs.list(state=args.state, model=args.model), args.limit)
-    columns = ["id", "model", "state", "version", "progress.iterations", "metrics.return_after", "created_at"]
-    return listing("runs", runs, columns)
-
-
-def _get_run(client: Client, args: argparse.Namespace) -> Output:
-    return record(client.runs.get(args.run))
-
-
-def _watch_run(client: Client, args: argparse.Namespace) -> Output:
-    if args.json:
-        _tell(client.runs, args.run, args.timeout)
-        return record(client.runs.wait(args.run, progress=False))
-    return _ended(client.runs.wait(args.run, args.timeout, progress=True))
-
-
-def _tell(runs: Runs, name: str, timeout_s: float | None) -> None:
-    """Write what happens to a run, an object on each line, until it has ended."""
-    with goes_on(f"run {name}", f"headstart runs cancel {name}"):
-        for item in runs.follow(name, timeout_s):
-            # The run as it ended is the result of the command.
-            if not (isinstance(item, Run) and item.finished):
-                sys.stdout.write(json.dumps(item.raw) + "\n")
-                sys.stdout.flush()
-
-
-def _ended(run: Run) -> Output:
-    """What a run has come to, for somebody who has watched it."""
-    version = f"{run.model}/{run.version}" if run.version else None
-    lines = {
-        "run": run.id,
-        "version": version,
-        "stopped by": run.stopped_by,
-        "return before": run.metrics.get("return_before"),
-        "return after": run.metrics.get("return_after"),
-    }
-    return Output(run.raw, fields(lines))
-
-
-def _cancel_run(client: Client, args: argparse.Namespace) -> Output:
-    return record(client.runs.cancel(args.run))
-
-
-def _list_metrics(client: Client, args: argparse.Namespace) -> Output:
-    rows = list(_limited(client.runs.metrics(args.run, after=args.after), args.limit))
-    names = sorted({name for row in rows for name in row.values})
-    columns = ["sequence", "iteration", "environment_steps", "seconds", *(f"values.{name}" for name in names)]
-    return listing("metrics", rows, columns)
-
-
 def _add_models(group: Group) -> None:
-    _add_limit(group.verb("list", _list_models, "every model"))
+    add_limit(group.verb("list", _list_models, "every model"))
     versions = group.verb("versions", _list_versions, "versions of a model")
-    _add_limit(versions)
+    add_limit(versions)
     for parser in (versions, group.verb("get", _get_model, "one model")):
         parser.add_argument("model", help="name")
     fetch = group.verb("fetch", _fetch_version, "download a version's files, checked against their digests")
@@ -245,7 +130,7 @@ def _add_models(group: Group) -> None:
 
 def _list_models(client: Client, args: argparse.Namespace) -> Output:
     columns = ["name", "latest_version", "aliases", "created_at"]
-    return listing("models", _limited(client.models.list(), args.limit), columns)
+    return listing("models", limited(client.models.list(), args.limit), columns)
 
 
 def _get_model(client: Client, args: argparse.Namespace) -> Output:
@@ -254,7 +139,7 @@ def _get_model(client: Client, args: argparse.Namespace) -> Output:
 
 def _list_versions(client: Client, args: argparse.Namespace) -> Output:
     columns = ["version", "aliases", "run", "metrics.return_before", "metrics.return_after", "created_at"]
-    return listing("versions", _limited(client.versions.list(args.model), args.limit), columns)
+    return listing("versions", limited(client.versions.list(args.model), args.limit), columns)
 
 
 def _get_version(client: Client, args: argparse.Namespace) -> Output:
@@ -281,10 +166,10 @@ def _add_aliases(group: Group) -> None:
     moved.add_argument("version", type=int)
     for parser in (moved, rolled, removed):
         parser.add_argument("--if-match", metavar="ETAG", help="only if it is still where this etag was read")
-    _add_limit(past)
+    add_limit(past)
     found = group.verb("list", _list_aliases, "aliases of a model")
     found.add_argument("model", help="name")
-    _add_limit(found)
+    add_limit(found)
 
 
 def _set_alias(client: Client, args: argparse.Namespace) -> Output:
@@ -299,11 +184,11 @@ def _get_alias(client: Client, args: argparse.Namespace) -> Output:
 
 def _list_aliases(client: Client, args: argparse.Namespace) -> Output:
     columns = ["alias", "version", "updated_at"]
-    return listing("aliases", _limited(client.aliases.list(args.model), args.limit), columns)
+    return listing("aliases", limited(client.aliases.list(args.model), args.limit), columns)
 
 
 def _list_alias_events(client: Client, args: argparse.Namespace) -> Output:
-    events = _limited(client.aliases.history(args.model, args.alias), args.limit)
+    events = limited(client.aliases.history(args.model, args.alias), args.limit)
     return listing("events", events, ["at", "action", "version", "previous_version", "by"])
 
 
@@ -370,16 +255,6 @@ def _act(client: Client, args: argparse.Namespace) -> Output:
     values = [None] * len(answer.actions) if answer.values is None else answer.values.tolist()
     rows = list(zip(answer.actions.tolist(), answer.log_probs.tolist(), values, strict=True))
     return Output(answer.raw, table(["action", "log_prob", "value"], rows))
-
-
-def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--limit", type=int, metavar="N", help="at most this many (default: all)")
-
-
-def _limited(items: Iterable[T], limit: int | None) -> Iterable[T]:
-    if limit is not None and limit < 0:
-        raise UsageError("--limit must be at least 0")
-    return itertools.islice(items, limit)
 
 
 def _mapping(pairs: list[tuple[str, str]] | None) -> dict[str, str] | None:

@@ -39,7 +39,7 @@ class Version(Resource):
         model: Name of its model.
         version: Its number, from 1, never used again.
         run: Id of the run that made it; ``None`` if it was imported.
-        metrics: Numbers of that run as it ended.
+        metrics: Numbers of the iteration that it was made of: the best on held-out tasks, or the last.
         manifest: Learner, hyperparameters, architecture, spaces, digests.
         files: What can be downloaded.
         aliases: The aliases that point at it now.

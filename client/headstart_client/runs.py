@@ -44,6 +44,18 @@ class Progress(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutReturns(Resource):
+    """Returns of one evaluation on held-out tasks.
+
+    Attributes:
+        mean_return: Row k holds the mean return of every task after k inner steps, in the order of
+            :meth:`Runs.evaluation_tasks`; ``None`` where it is not finite.
+    """
+
+    mean_return: tuple[tuple[float | None, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metric(Resource):
     """One row of a run's metrics.
 
@@ -52,7 +64,8 @@ class Metric(Resource):
         iteration: The outer-loop step it was taken at.
         environment_steps: Steps taken in environments until then.
         seconds: Time spent training until then.
-        values: Numbers by name: ``return_before``, ``return_after``, ...
+        values: Means over tasks by name: ``return_before``, ``return_after``, ...
+        evaluation: Returns of every held-out task, where the iteration was evaluated.
     """
 
     sequence: int
@@ -60,6 +73,37 @@ class Metric(Resource):
     environment_steps: int = 0
     seconds: float = 0.0
     values: Mapping[str, float] = field(default_factory=dict)
+    evaluation: HeldOutReturns | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Resource):
+    """The iteration that did best on held-out tasks so far: what the run's version is made of.
+
+    Attributes:
+        iteration: The outer-loop step.
+        held_out_return_after: Its mean return after adapting to held-out tasks.
+    """
+
+    iteration: int
+    held_out_return_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTasks(Resource):
+    """The held-out tasks of a run: what sampling as many of the family with this split and seed gives.
+
+    Attributes:
+        family: Name of their family.
+        split: Their part of it.
+        seed: That they are drawn with.
+        tasks: Their definitions, in the order of every evaluation's returns; one can be adapted to as it is.
+    """
+
+    family: str
+    split: str
+    seed: int
+    tasks: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +117,7 @@ class Run(Resource):
         version: Number of the version it made; ``None`` until it has succeeded.
         progress: How far it is.
         metrics: The newest numbers: ``return_before``, ``return_after``, ...
+        best: What it keeps, as far as it has been evaluated on held-out tasks.
         attempts: How often a worker has taken it up.
         error: Why it failed.
         stopped_by: The stop condition that ended it.
@@ -82,6 +127,7 @@ class Run(Resource):
         stop: Its stop conditions.
         evaluation: How it is evaluated on held-out tasks.
         seed: Of all its randomness.
+        device: Where it is computed: ``auto``, ``cpu`` or ``cuda``.
         cancel_requested: Whether somebody asked to cancel it.
         created_at: When it was asked for, UTC.
         started_at: When a worker first took it up, UTC.
@@ -94,6 +140,7 @@ class Run(Resource):
     version: int | None = None
     progress: Progress = field(default_factory=Progress)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    best: Best | None = None
     attempts: int = 0
     error: Failure | None = None
     stopped_by: str | None = None
@@ -103,6 +150,7 @@ class Run(Resource):
     stop: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     seed: int | None = None
+    device: str | None = None
     cancel_requested: bool = False
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -137,6 +185,7 @@ class Runs:
         policy: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
         seed: int | None = None,
+        device: str | None = None,
         idempotency_key: str | None = None,
     ) -> Run:
         """Start meta-training; when it has succeeded, the model has one more version.
@@ -146,13 +195,14 @@ class Runs:
             tasks: What to train on: a family (drawn afresh in every iteration), registered tasks or their ids
                 or names, or the selection as the service takes it: ``{"labels": {...}}``.
             stop: Stop conditions, the first that holds ends the run: ``iterations``, ``environment_steps``,
-                ``seconds``, ``return_at_least``, ``plateau``. At least one.
-            learner: A meta-learner's name, or that and hyperparameters: ``{"name": "maml", "inner_steps":
-                1}``.
+                ``seconds``, ``return_at_least``, ``plateau``, ``gap``. At least one.
+            learner: A meta-learner's name, or that and hyperparameters: ``{"name": "maml", "outer_step":
+                "trpo"}``.
             policy: Architecture: ``{"hidden": [64, 32], "activation": "tanh"}``.
             evaluation: On held-out tasks, while training: ``{"split": "test", "tasks": 20,
-                "every_iterations": 20}``.
+                "every_iterations": 20, "steps": 3}``. The version is then made of the best iteration.
             seed: Of all the run's randomness.
+            device: ``auto``, ``cpu`` or ``cuda``: where the worker computes.
             idempotency_key: With the same key, a later call gives this run instead of another one; made up
                 for every call where not given.
 
@@ -167,6 +217,7 @@ class Runs:
             stop=stop,
             evaluation=evaluation,
             seed=seed,
+            device=device,
         )
         return self.submit(body, idempotency_key=idempotency_key)
 
@@ -186,6 +237,14 @@ class Runs:
         """Rows of a run's metrics so far, oldest first, those after a ``sequence`` only if asked."""
         items = self._transport.items(f"{_path(run)}/metrics", "metrics", {"after": after}, page_size=1000)
         return (parse(Metric, item) for item in items)
+
+    def evaluation_tasks(self, run: str | Run) -> EvaluationTasks:
+        """The tasks that a run holds out, in the order of their returns in :class:`HeldOutReturns`.
+
+        Raises:
+            NotFound: If it has no evaluation.
+        """
+        return parse(EvaluationTasks, self._transport.get(f"{_path(run)}/evaluation-tasks"))
 
     def events(self, run: str | Run, *, after: str | int | None = None) -> Iterator[Event]:
         """What happens to a run, as it happens, until it has ended; broken connections are taken up again."""

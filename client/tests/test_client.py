@@ -70,6 +70,41 @@ def test_tasks_to_train_on_may_be_a_family_or_tasks(server: ScriptedServer, clie
     assert server.requests[0].json["learner"] == {"name": "maml"}
 
 
+def test_a_run_tells_what_it_keeps_and_how_every_held_out_task_did(server: ScriptedServer, client: Client) -> None:
+    best = {"iteration": 40, "held_out_return_after": 180.5}
+    row = {"sequence": 40, "iteration": 40, "evaluation": {"mean_return": [[20, 21.5], [None, 180.5]]}}
+    tasks = [{"environment": "CartPole-v1", "parameters": {"length": 0.4}}, {"environment": "CartPole-v1"}]
+    held_out = {"family": "cartpole-physics", "split": "test", "seed": 0, "tasks": tasks}
+    server.script(
+        answer(run("running", best=best, device="cuda")),
+        answer({"metrics": [row, {"sequence": 41, "iteration": 41, "evaluation": None}]}),
+        answer(held_out),
+    )
+    found = client.runs.get("r1")
+    assert found.best is not None
+    assert (found.best.iteration, found.best.held_out_return_after, found.device) == (40, 180.5, "cuda")
+    evaluated, other = client.runs.metrics("r1")
+    assert evaluated.evaluation is not None
+    assert evaluated.evaluation.mean_return == ((20.0, 21.5), (None, 180.5))
+    assert other.evaluation is None
+    assert client.runs.evaluation_tasks(found).tasks == tuple(tasks)
+    assert server.requests[2].path == "/v1/runs/r1/evaluation-tasks"
+
+
+def test_a_run_is_asked_for_with_a_learners_options_an_evaluation_and_a_device(
+    server: ScriptedServer, client: Client
+) -> None:
+    asked = {
+        "learner": {"name": "meta-sgd", "rates": "layer", "inner_learning_rate": [0.2, 0.1]},
+        "evaluation": {"steps": 3},
+        "stop": {"gap": {"above": 10.0}},
+        "device": "cpu",
+    }
+    server.script(answer(run("queued"), 202))
+    client.runs.create("m", tasks="cartpole-physics", **asked)  # type: ignore[arg-type]
+    assert server.requests[0].json == asked | {"model": "m", "tasks": {"family": "cartpole-physics"}}
+
+
 def test_waiting_returns_the_run_that_succeeded(server: ScriptedServer, client: Client) -> None:
     server.script(*[answer(run(state, version=3)) for state in ("queued", "running", "running", "succeeded")])
     assert client.runs.get("r1").wait().version == 3

@@ -182,6 +182,49 @@ def test_a_run_is_started_from_a_file_and_watched(
     assert server.requests[0].headers["idempotency-key"] == "nightly-7"
 
 
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("reptile", {"name": "reptile"}),
+        ('{"name": "maml", "outer_step": "trpo"}', {"name": "maml", "outer_step": "trpo"}),
+    ],
+)
+def test_a_run_takes_its_learner_and_its_device_from_the_command_line_too(
+    server: ScriptedServer,
+    tmp_path: Path,
+    written: str,
+    sent: object,
+) -> None:
+    body = {"model": "m", "learner": {"name": "anil"}, "tasks": {"family": "f"}, "stop": {"seconds": 9}}
+    (tmp_path / "run.json").write_text(json.dumps(body))
+    server.script(answer(RUN, 202))
+    command = ["runs", "start", str(tmp_path / "run.json"), "--learner", written, "--device", "cuda"]
+    assert headstart(server, *command) == 0
+    assert server.requests[0].json == body | {"learner": sent, "device": "cuda"}
+
+
+def test_an_evaluation_is_a_table_of_held_out_tasks(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [{"environment": "CartPole-v1", "parameters": {"length": length}} for length in (0.25, 1.0)]
+    held_out = {"family": "cartpole-physics", "split": "test", "seed": 0, "tasks": tasks}
+    best = {"iteration": 40, "held_out_return_after": 180.5}
+    row = {"sequence": 40, "iteration": 40, "evaluation": {"mean_return": [[20.0, 22.0], [170.0, None]]}}
+    answers = (answer(held_out), answer({**RUN, "best": best}), answer({"metrics": [row]}))
+    server.script(*answers, *answers, answer(held_out), answer(RUN))
+    assert headstart(server, "runs", "evaluation", "r1") == 0
+    assert "after=39" in server.requests[2].path
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["PARAMETERS", "BEFORE", "STEP", "1"],
+        ["length=0.25", "20", "170"],
+        ["length=1", "22", "-"],
+    ]
+    assert headstart(server, "runs", "evaluation", "r1", "--json") == 0
+    document = printed(capsys)
+    assert (document["iteration"], document["tasks"][0]["mean_return"]) == (40, [20.0, 170.0])
+    assert headstart(server, "runs", "evaluation", "r1") == 0
+    assert capsys.readouterr().out == "not evaluated yet\n"
+
+
 def test_metrics_are_a_table_with_a_column_for_each_value(
     server: ScriptedServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from app.keys.service import create_key, revoke_key
 from app.preparation import prepare
 from app.settings import Settings
 from app.tables import ApiKey, AuditEvent
+from models.families import PRESETS
 
 
 def make(client, *scopes, **more):
@@ -59,7 +60,7 @@ def test_processes_that_start_at_once_agree_on_the_first_key(empty_database_url,
     assert KeyRing(database).load(settings.admin_key_file.read_text().strip()).may("admin")
     with database.snapshot() as session:
         assert session.execute(text("SELECT count(*) FROM api_keys")).scalar_one() == 1
-        assert session.execute(text("SELECT count(*) FROM task_families")).scalar_one() == 4
+        assert session.execute(text("SELECT count(*) FROM task_families")).scalar_one() == len(PRESETS)
     database.close()
 
 
