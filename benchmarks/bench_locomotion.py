@@ -21,7 +21,7 @@ import torch
 import models.environments.physics  # noqa: F401  # before Gymnasium's: no file of the engine's warnings here
 from models import random
 from models.environments import ENVIRONMENTS
-from models.families import PRESETS
+from models.presets import PRESETS
 from models.tasks import TaskBatch
 
 TASKS, EPISODES = 20, 20

@@ -20,10 +20,11 @@ from pydantic import TypeAdapter
 from reporting import say
 
 from models.adaptation import AdaptationDiverged, InnerLoop, adapt
-from models.families import PRESETS, TaskFamily
+from models.families import TaskFamily
 from models.learners import CONFIGS, Learner, LearnerConfig
 from models.learners.base import Diverged
 from models.policy import PolicyConfig
+from models.presets import PRESETS
 from models.tasks import TaskBatch
 from models.training import FamilyTasks, Progress, Stop, Training, train
 from models.types import Params

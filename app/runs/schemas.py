@@ -23,6 +23,7 @@ from app.validation import Name, Schema, Whole
 from models.device import Device
 from models.learners import LearnerConfig, MAMLConfig
 from models.policy import PolicyConfig
+from models.presets import RECOMMENDED
 from models.training import Stop
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -153,10 +154,10 @@ class NewRun(Schema):
     """Whose next version the run makes; a new name makes a new model."""
 
     learner: Learner = MAMLConfig()
-    """The meta-learning algorithm and its hyperparameters."""
+    """The meta-learning algorithm and its hyperparameters; by default what is recommended for the family."""
 
     policy: Annotated[PolicyConfig, AsSent] = PolicyConfig()
-    """Architecture of the policy."""
+    """Architecture of the policy; by default what is recommended for the family."""
 
     tasks: TaskSelection
     """What to train on."""
@@ -173,6 +174,16 @@ class NewRun(Schema):
     device: Device = "auto"
     """Where the worker computes: `cuda` is a graphics card; `auto` is one where the worker finds it, else `cpu`. Only
     the worker's machine knows what it has: a run with `cuda` fails as soon as it starts where there is none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recommended(cls, data: Any) -> Any:
+        tasks = data.get("tasks") if isinstance(data, dict) else None
+        family = tasks.get("family") if isinstance(tasks, dict) else None
+        recommended = RECOMMENDED.get(family) if isinstance(family, str) else None
+        if recommended is None:
+            return data
+        return {"learner": recommended.learner, "policy": recommended.policy} | data
 
 
 class Progress(Schema):

@@ -11,9 +11,10 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from app import tables
 from app.tasks.service import Registration
 from app.validation import Name, Number, Schema, Whole
-from models.checkpoint import space_to_json
+from models.checkpoint import space_to_json, to_json
 from models.environments import Environment
 from models.families import TaskFamily, define_family
+from models.presets import RECOMMENDED
 from models.tasks import define_task
 
 Split = Literal["train", "validation", "test"]
@@ -139,6 +140,19 @@ class NewFamily(Schema):
         return define_family(self.name, self.environment, self.parameters, reward, self.discount, self.horizon)
 
 
+class Recommendation(Schema):
+    """The learner and the policy that a run on a family has where it does not say."""
+
+    learner: dict[str, Any]
+    policy: dict[str, Any]
+
+    @classmethod
+    def of(cls, family: tables.TaskFamily) -> Recommendation | None:
+        """What is recommended for a family; None where nothing is."""
+        known = RECOMMENDED.get(family.name)
+        return cls(learner=to_json(known.learner), policy=to_json(known.policy)) if known else None
+
+
 class FamilyBody(Schema):
     """A task family."""
 
@@ -149,6 +163,7 @@ class FamilyBody(Schema):
     discount: float
     horizon: int
     preset: bool
+    recommended: Recommendation | None
     created_at: datetime
 
     @classmethod
@@ -162,6 +177,7 @@ class FamilyBody(Schema):
             discount=row.discount,
             horizon=row.horizon,
             preset=row.preset,
+            recommended=Recommendation.of(row),
             created_at=row.created_at,
         )
 

@@ -14,7 +14,8 @@ from app.database import exclusive, new_id, now
 from app.errors import Conflict, Invalid, NotFound
 from app.pagination import Page, paginate
 from app.validation import MAX_ERRORS, FieldError
-from models.families import PRESETS, TaskFamily, define_family
+from models.families import TaskFamily, define_family
+from models.presets import PRESETS
 from models.tasks import define_task
 from models.types import Task, sha256_of
 

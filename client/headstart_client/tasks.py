@@ -78,6 +78,8 @@ class TaskFamily(Resource):
         discount: γ of every task, in (0, 1].
         horizon: Steps after which an episode is cut off.
         preset: Whether the service brought it along.
+        recommended: ``{"learner": ..., "policy": ...}`` that a run on it has where it does not say; ``None`` where
+            nothing is recommended.
         created_at: When it was registered, UTC.
     """
 
@@ -88,6 +90,7 @@ class TaskFamily(Resource):
     discount: float | None = None
     horizon: int | None = None
     preset: bool = False
+    recommended: Mapping[str, Any] | None = None
     created_at: datetime | None = None
 
 

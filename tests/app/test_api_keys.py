@@ -13,7 +13,7 @@ from app.keys.service import create_key, revoke_key
 from app.preparation import prepare
 from app.settings import Settings
 from app.tables import ApiKey, AuditEvent
-from models.families import PRESETS
+from models.presets import PRESETS
 
 
 def make(client, *scopes, **more):

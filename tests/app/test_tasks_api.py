@@ -5,7 +5,7 @@ from sqlalchemy import select, text
 
 from app.tables import AuditEvent, Run, RunTask
 from models.environments import ENVIRONMENTS
-from models.families import PRESETS
+from models.presets import PRESETS
 
 CARTPOLE = {"environment": "CartPole-v1"}
 

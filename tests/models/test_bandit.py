@@ -10,8 +10,8 @@ from torch import Tensor
 
 from models import random
 from models.environments import ENVIRONMENTS, Bandit
-from models.families import PRESETS
 from models.policy import Policy, PolicyConfig
+from models.presets import PRESETS
 from models.rollout import collect
 from models.tasks import TaskBatch, define_task, environment_of
 from models.types import InvalidValue, Rollout, stack_params

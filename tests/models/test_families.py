@@ -13,9 +13,10 @@ from torch import Tensor
 from models import random
 from models.distributions import Choice, LogUniform, Uniform
 from models.environments import NEEDED_EXTRAS, FunctionalEnvironment
-from models.families import PRESETS, SPLITS, TaskFamily, define_family
+from models.families import SPLITS, TaskFamily, define_family
 from models.learners import MAMLConfig
 from models.policy import PolicyConfig
+from models.presets import PRESETS
 from models.tasks import TaskBatch, define_task
 from models.training import FamilyTasks, Stop, Training, train
 from models.types import InvalidValue, all_finite, canonical_json

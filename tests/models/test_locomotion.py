@@ -19,8 +19,8 @@ mujoco = pytest.importorskip("mujoco", reason="MuJoCo is not installed: it comes
 from models import random  # noqa: E402
 from models.environments import ENVIRONMENTS  # noqa: E402
 from models.environments.locomotion import _SCALED, Ant, HalfCheetah, Locomotion, _physics  # noqa: E402
-from models.families import PRESETS  # noqa: E402
 from models.policy import Policy, PolicyConfig  # noqa: E402
+from models.presets import PRESETS  # noqa: E402
 from models.rollout import collect  # noqa: E402
 from models.tasks import TaskBatch, define_task  # noqa: E402
 from models.types import InvalidValue, Params, stack_params  # noqa: E402

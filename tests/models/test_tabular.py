@@ -11,7 +11,7 @@ import torch
 
 from models import random
 from models.environments import ENVIRONMENTS, TabularMDP
-from models.families import PRESETS
+from models.presets import PRESETS
 from models.tasks import TaskBatch, define_task, environment_of
 from models.types import Params
 

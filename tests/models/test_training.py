@@ -8,10 +8,10 @@ import torch
 
 from models.adaptation import InnerLoop, adapt
 from models.checkpoint import load_state, save_state
-from models.families import PRESETS
 from models.learners import CONFIGS, LEARNERS, LearnerConfig, MAMLConfig, meta_gradient
 from models.learners.base import Diverged, LearnerState
 from models.policy import PolicyConfig
+from models.presets import PRESETS
 from models.rollout import NonFiniteReward
 from models.tasks import TaskBatch, define_task
 from models.training import FamilyTasks, FixedTasks, HeldOut, Plateau, Stop, Training, TrainingState, train
