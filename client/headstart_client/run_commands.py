@@ -108,7 +108,7 @@ def _list_metrics(client: Client, args: argparse.Namespace) -> Output:
 
 def _show_evaluation(client: Client, args: argparse.Namespace) -> Output:
     tasks, best = client.runs.evaluation_tasks(args.run), client.runs.get(args.run).best
-    row = best and next(client.runs.metrics(args.run, after=best.iteration - 1), None)
+    row = None if best is None else next(client.runs.metrics(args.run, after=best.iteration - 1), None)
     if row is None or row.evaluation is None:
         return Output({"iteration": None, "tasks": []}, "not evaluated yet")
     by_step = row.evaluation.mean_return

@@ -35,7 +35,7 @@ class ANIL(Learner[ANILConfig]):
         rates = (config.inner_learning_rate, config.entropy_coefficient)
         inner = InnerUpdate(policy, heads, *rates, max_tasks=config.max_tasks_in_memory)
         super().__init__(config, policy, inner, trained(policy))
-        self.meta_gradient = MetaGradient(self, config.inner_steps, config.first_order, config.clip_ratio)
+        self.meta_gradient = MetaGradient(self, config)
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:

@@ -37,7 +37,7 @@ class CAVIA(Learner[CAVIAConfig]):
         rates = (config.inner_learning_rate, config.entropy_coefficient)
         inner = InnerUpdate(policy, ["context"], *rates, max_tasks=config.max_tasks_in_memory)
         super().__init__(config, policy, inner, trained(policy))
-        self.meta_gradient = MetaGradient(self, config.inner_steps, config.first_order, config.clip_ratio)
+        self.meta_gradient = MetaGradient(self, config)
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:

@@ -56,7 +56,7 @@ class DiCE(Learner[DiCEConfig]):
             max_tasks=config.max_tasks_in_memory,
         )
         super().__init__(config, policy, inner, trained(policy))
-        self.meta_gradient = MetaGradient(self, config.inner_steps, config.first_order, config.clip_ratio)
+        self.meta_gradient = MetaGradient(self, config)
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:

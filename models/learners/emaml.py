@@ -62,9 +62,7 @@ class EMAML(Learner[EMAMLConfig]):
             max_tasks=config.max_tasks_in_memory,
         )
         super().__init__(config, policy, inner, trained(policy))
-        self.meta_gradient = MetaGradient(
-            self, config.inner_steps, config.first_order, config.clip_ratio, self._credit if credits else None
-        )
+        self.meta_gradient = MetaGradient(self, config, self._credit if credits else None)
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:

@@ -6,7 +6,7 @@ there, by Adam, or with the proximal objective of Rothfuss et al. 2019, "ProMP",
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt, Le
@@ -66,13 +66,10 @@ class MAML(Learner[MAMLConfig]):
         penalty = InnerDivergence.initial(config.inner_kl_penalty, config.inner_steps)
         super().__init__(config, policy, inner, trained(policy), penalty if config.outer_step == "promp" else None)
         self._divergence = InnerDivergence(policy)
-        self.meta_gradient = MetaGradient(
-            self,
-            config.inner_steps,
-            config.first_order,
-            clip=None if config.outer_step == "trpo" else config.clip_ratio,
-            term=self._divergence.penalty if config.outer_step == "promp" else None,
-        )
+        # A trust region takes the place of clipping.
+        outer = replace(config, clip_ratio=None) if config.outer_step == "trpo" else config
+        term = self._divergence.penalty if config.outer_step == "promp" else None
+        self.meta_gradient = MetaGradient(self, outer, term)
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:

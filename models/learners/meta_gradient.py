@@ -48,6 +48,11 @@ class MetaGradientConfig(OuterConfig):
     """α: step size of the inner loop, on the mean loss over a task's steps; a list gives one for each step, the last
     of which goes on."""
 
+    intermediate_weight: Annotated[float, Ge(0), Le(100)] = 0.0
+    """Weight in the outer objective of the return after each inner step but the last, whose weight is 1: adapting is
+    then also good after fewer steps. It needs no further episodes (Antoniou et al. 2019, "How to train your MAML",
+    section 4)."""
+
     first_order: bool = False
     """Drop the second derivatives from the meta-gradient (FOMAML, Finn et al. 2017, section 5.2)."""
 
@@ -60,7 +65,7 @@ class Part:
         rows: Which tasks.
         leaves: Their copies of the tensors that the outer step moves.
         adapted: All tensors of their policies.
-        visited: The policies before each inner step, with their graph, where a further loss needs them.
+        visited: The policies before each inner step, with their graph.
     """
 
     rows: slice
@@ -112,26 +117,19 @@ class MetaGradient:
 
     Args:
         learner: Whose inner loop and experience it uses.
-        steps: Inner steps; 0 is learning without adapting.
-        first_order: Whether second derivatives are dropped.
-        clip: ε of the clipped outer objective, or None.
+        config: How the outer objective is made; without an inner loop in it, of learning without adapting.
         term: What is added to the outer loss.
     """
 
-    def __init__(
-        self,
-        learner: Learner[OuterConfig],
-        steps: int,
-        first_order: bool = False,
-        clip: float | None = None,
-        term: OuterTerm | None = None,
-    ) -> None:
+    def __init__(self, learner: Learner[OuterConfig], config: OuterConfig, term: OuterTerm | None = None) -> None:
         self._learner = learner
         self._inner = learner.inner
         self._names = learner.outer
-        self._steps = steps
-        self._first_order = first_order
-        self._clip = clip
+        self._clip = config.clip_ratio
+        self._steps, self._first_order, self._intermediate = 0, False, 0.0
+        if isinstance(config, MetaGradientConfig):
+            self._steps, self._first_order = config.inner_steps, config.first_order
+            self._intermediate = config.intermediate_weight
         self._term = term
 
     def sample(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> Trial:
@@ -169,6 +167,10 @@ class MetaGradient:
         total: Params = {}
         for part in parts:
             loss = self._inner.loss(part.adapted, query.select(part.rows), self._outer_objective)
+            for visited, support in zip(part.visited[1:], trial.support[1:], strict=True):
+                if self._intermediate:
+                    now = self._inner.loss(visited, support.select(part.rows), self._outer_objective)
+                    loss = loss + self._intermediate * now
             if self._term is not None:
                 loss = loss + self._term(part, trial)
             gradient = torch.autograd.grad(loss.sum(), list(part.leaves.values()), materialize_grads=True)
@@ -231,8 +233,7 @@ class MetaGradient:
         return Part(rows, {name: start[name].requires_grad_() for name in self._names}, start)
 
     def _descend(self, part: Part, support: Experience, step: int, graph: bool) -> None:
-        if self._term is not None:
-            part.visited.append(part.adapted)
+        part.visited.append(part.adapted)
         second_order = graph and not self._first_order
         part.adapted = self._inner.descend(part.adapted, support.select(part.rows), step, second_order)
         if not graph:

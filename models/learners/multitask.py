@@ -41,7 +41,7 @@ class Multitask(Learner[MultitaskConfig]):
         rates = (config.inner_learning_rate, config.entropy_coefficient)
         inner = InnerUpdate(policy, trained(policy), *rates, max_tasks=config.max_tasks_in_memory)
         super().__init__(config, policy, inner, trained(policy))
-        self.gradient = MetaGradient(self, 0, clip=config.clip_ratio)
+        self.gradient = MetaGradient(self, config)
 
     @override
     def outer_step(self, state: LearnerState, tasks: TaskBatch, keys: Tensor) -> tuple[LearnerState, Metrics]:

@@ -75,6 +75,19 @@ def test_a_policy_of_a_bridged_environment_is_adapted_and_acts_on_flattened_obse
     assert "observations of 18 numbers" in refused.json()["detail"]
 
 
+def test_held_out_tasks_of_other_spaces_than_the_selected_ones_are_refused(client):
+    environment = f"{MODULE}:Rooms-v0"
+    family = {"name": "rooms", "environment": environment, "parameters": {"rooms": 4}, "horizon": 8}
+    assert client.post("/v1/task-families", json=family).status_code == 201
+    large = {"name": "large", "environment": environment, "parameters": {"rooms": 7}, "horizon": 8, "family": "rooms"}
+    assert client.post("/v1/tasks", json=large).status_code == 201
+    run = {"model": "rooms", "tasks": {"ids": ["large"]}, "stop": {"iterations": 1}, "evaluation": {"tasks": 2}}
+    [error] = client.post("/v1/runs", json=run | SMALL).json()["errors"]
+    assert error["pointer"] == "/tasks"
+    assert "large" in error["detail"]
+    assert "the held-out tasks" in error["detail"]
+
+
 def test_environments_are_described_by_their_ids_and_only_the_built_in_ones_are_listed(client):
     listed = [each["id"] for each in client.get("/v1/environments").json()["environments"]]
     assert "CartPole-v1" in listed

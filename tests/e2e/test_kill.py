@@ -13,6 +13,7 @@ RUN = {
     "policy": {"hidden": [8]},
     "tasks": {"family": "navigation-2d"},
     "stop": {"iterations": 80},
+    "evaluation": {"tasks": 2, "every_iterations": 5},
     "seed": 5,
 }
 
@@ -44,6 +45,7 @@ def test_a_run_whose_worker_is_killed_twice_ends_bit_for_bit_like_an_undisturbed
     assert service.parameters_of(run_id) == undisturbed
     run = service.run(run_id)
     assert (run["attempts"], service.crashes_of(run_id)) == (3, 2)
+    assert run["best"]["iteration"] % 5 == 0
     assert iterations(service, run_id) == list(range(1, 81))
 
 

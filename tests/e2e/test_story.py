@@ -46,6 +46,13 @@ def test_a_run_leaves_its_metrics_and_a_version_with_its_lineage(client, version
     assert [m.iteration for m in metrics] == [1, 2, 3]
     assert all({"return_before", "return_after"} <= set(m.values) for m in metrics)
     assert "held_out_return_after" in metrics[1].values
+    held_out = client.runs.evaluation_tasks(run)
+    assert [len(returns) for returns in metrics[1].evaluation.mean_return] == [len(held_out.tasks)] * 2
+    assert [m.evaluation is None for m in metrics] == [True, False, False]
+    assert (run.best.iteration, run.best.held_out_return_after) == (
+        version.manifest["iteration"],
+        version.metrics["held_out_return_after"],
+    )
     assert lineage.learner["inner_learning_rate"] == 1.0
     assert lineage.code_version == version.manifest["code_version"]
     events = list(client.runs.events(run))
