@@ -12,6 +12,7 @@ from small_cases import (
     as_vector,
     built,
     differences,
+    exact_trial,
     from_vectors,
     outer_loop,
     random_params,
@@ -147,3 +148,15 @@ def test_maml_leaves_out_what_sampling_has_to_do_with_it() -> None:
     params = random_params(plain)
     ours, right = (mean_gradient(learner, process, params) for learner in (plain, crediting))
     assert float((ours - right).norm() / right.norm()) > 0.05
+
+
+def test_a_task_that_achieves_what_the_others_do_has_no_credit() -> None:
+    one = Process.random(1, 2, 2, 1, discount=1.0, seed=3)
+    process = one.select(torch.tensor([0, 0, 0]))
+    gradients = []
+    for coefficient in (1.0, 50.0):
+        learner = built("e-maml", process, exploration_coefficient=coefficient, **EXACT)
+        params = random_params(learner)
+        trial = exact_trial(learner, process, params, 1)
+        gradients.append(as_vector(outer_loop(learner)[0].gradient(params, trial), learner.outer))
+    torch.testing.assert_close(gradients[0], gradients[1])
