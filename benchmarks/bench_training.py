@@ -1,44 +1,42 @@
-"""Meta-training on Navigation2D-v0 through the worker, database writes included, against a bare torch loop.
+"""Whole meta-training on Navigation2D-v0, in the core and through the worker, against a bare torch loop.
 
-The same work on both sides (see navigation_loop.py): 20 tasks x (20 + 20) episodes x 100 steps, 2 x 100 tanh units, one
-second-order inner step, one Adam step. Both take turns, with the same threads and the same allocator settings.
+The same work on all sides (see navigation_loop.py): 20 tasks x (20 + 20) episodes x 100 steps, 2 x 100 tanh units, one
+second-order inner step, one Adam step. The core is `models.training.train` (core_training.py); the worker adds the
+service, with its database writes. All take turns, a process each, with the same threads and the same allocator
+settings; a ratio is taken within a round.
 
-Run:    python benchmarks/bench_training.py [--rounds 3] [--iterations 60]
-Prints: environment steps per second of each (medians) and their ratio.
+Run:    python benchmarks/bench_training.py [--rounds 3] [--iterations 60] [--json FILE]
+Prints: environment steps per second of each (medians), the ratios to the bare loop (medians over rounds), the share of
+        the core's time in each part of an iteration, and its speed as a share of what the matrix products alone allow.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from core_training import FAMILY, LEARNER, POLICY, WARM_UP
+from learning import add_json
+from reporting import keep, say, table
 from service import running_service
 
 from app.supervisor import WORKER_ENVIRONMENT
 
-LEARNER = {
-    "name": "maml",
-    "inner_steps": 1,
-    "inner_learning_rate": 0.1,
-    "tasks_per_iteration": 20,
-    "episodes_per_task": 20,
-}
-OUTER = {"outer_learning_rate": 1e-3, "outer_epochs": 1, "clip_ratio": None}
-POLICY = {"hidden": [100, 100], "action_scaling": "clip"}
-WARM_UP = 10
+GOALS = {"core": 1.2, "worker": 0.8}
 
 
-def bare(iterations: int) -> float:
-    """Environment steps per second of the bare loop."""
-    script = Path(__file__).with_name("navigation_loop.py")
-    command = [sys.executable, str(script), str(iterations)]
-    output = subprocess.run(command, env=os.environ | WORKER_ENVIRONMENT, check=True, capture_output=True).stdout
-    return float(output)
+def in_process(script: str, iterations: int) -> Any:
+    """What a script of this folder prints, as JSON."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(iterations)]
+    return json.loads(subprocess.run(command, env=os.environ | WORKER_ENVIRONMENT, check=True, stdout=-1).stdout)
 
 
 def worker(iterations: int) -> float:
@@ -46,9 +44,9 @@ def worker(iterations: int) -> float:
     with running_service() as (client, *_):
         run = client.runs.create(
             "bench",
-            learner=LEARNER | OUTER,
-            policy=POLICY,
-            tasks={"family": "navigation-2d", "split": "train"},
+            learner=asdict(LEARNER),
+            policy=asdict(POLICY),
+            tasks={"family": FAMILY, "split": "train"},
             stop={"iterations": iterations + WARM_UP},
         )
         # Seldom asked: what a client's questions cost is not what is measured.
@@ -59,17 +57,46 @@ def worker(iterations: int) -> float:
     return (last.environment_steps - first.environment_steps) / (last.seconds - first.seconds)
 
 
+def describe(cores: list[dict[str, Any]]) -> str:
+    """Where the core's time goes, and what the products alone would take."""
+    shares = {name: statistics.median(each["shares"][name] for each in cores) for name in cores[0]["shares"]}
+    seconds, products = (statistics.median(each[name] for each in cores) for name in ("seconds", "products_s"))
+    share = statistics.median(each["products_s"] / each["seconds"] for each in cores)
+    rate = cores[0]["multiply_adds"] / products / 1e9
+    parts = ", ".join(f"{name} {value:.0%}" for name, value in sorted(shares.items(), key=lambda x: -x[1]))
+    return (
+        f"an iteration of the core takes {1e3 * seconds:.0f} ms: {parts}\n"
+        f"its matrix products alone take {1e3 * products:.0f} ms ({rate:.1f} 10^9 multiply-adds/s): training runs at "
+        f"{share:.2f} of what they allow"
+    )
+
+
 def main() -> None:
     """Measure in turns and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=60)
+    add_json(parser)
     options = parser.parse_args()
-    pairs = [(worker(options.iterations), bare(options.iterations)) for _ in range(options.rounds)]
-    for name, rates in zip(("worker", "bare torch loop"), zip(*pairs, strict=True), strict=True):
-        print(f"{name:<16}{statistics.median(rates):10,.0f} environment steps/s")
-    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-    print(f"training: {ratio:.2f} of a bare torch loop's environment steps per second (goal: at least 0.8)")
+    rates: dict[str, list[float]] = {"core": [], "worker": [], "bare torch loop": []}
+    cores = []
+    for number in range(options.rounds):
+        cores.append(in_process("core_training.py", options.iterations))
+        rates["core"].append(cores[-1]["environment_steps_per_s"])
+        rates["bare torch loop"].append(in_process("navigation_loop.py", options.iterations))
+        rates["worker"].append(worker(options.iterations))
+        say(f"round {number + 1}: " + ", ".join(f"{name} {each[-1]:,.0f}" for name, each in rates.items()))
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(rates[name], rates["bare torch loop"], strict=True))
+        for name in GOALS
+    }
+    keep(options.json, {"environment_steps_per_s": rates, "ratios": ratios, "core": cores})
+    rows = [
+        [name, f"{statistics.median(each):,.0f}", f"{ratios.get(name, 1):.2f}", GOALS.get(name, "")]
+        for name, each in rates.items()
+    ]
+    print(table(["training", "environment steps/s", "ratio", "at least"], rows))
+    print(describe(cores))
 
 
 if __name__ == "__main__":
