@@ -175,6 +175,7 @@ RECOMMENDED: Final[dict[str, Recommended]] = {
             inner_steps=3,
             inner_learning_rate=(0.3, 0.15, 0.1),
             intermediate_weight=1.0,
+            outer_learning_rate=6e-3,
             outer_epochs=3,
         ),
         PolicyConfig(hidden=(100, 100), initial_log_std=-1.0),
