@@ -23,11 +23,11 @@ from learning import add_json
 from reporting import keep, run_as_worker, say, table
 
 from models import random
-from models.families import PRESETS
 from models.learners import MAML, MAMLConfig
 from models.learners.base import LearnerState
 from models.learners.meta_gradient import Trial
 from models.policy import Policy
+from models.presets import PRESETS
 from models.tasks import TaskBatch
 
 VARIANTS: dict[str, MAMLConfig] = {

@@ -29,7 +29,7 @@ from core_training import FAMILY, LEARNER, POLICY
 from learning import add_json
 from reporting import keep, run_as_worker, say, table
 
-from models.families import PRESETS
+from models.presets import PRESETS
 from models.training import FamilyTasks, Stop, Training, train
 
 AXES = {

@@ -44,11 +44,11 @@ from typing import Any
 import torch
 from reporting import run_as_worker
 
-from models.families import PRESETS
 from models.learners import Learner, MAMLConfig
 from models.learners.inner import ROWS_AT_ONCE, InnerUpdate
 from models.learners.meta_gradient import MetaGradient
 from models.policy import PolicyConfig
+from models.presets import PRESETS
 from models.training import FamilyTasks, Stop, Training, train
 
 FAMILY = "navigation-2d"

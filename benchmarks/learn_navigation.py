@@ -82,7 +82,10 @@ def main() -> None:
     add_json(parser)
     options = parser.parse_args()
     run_as_worker()
-    setup, budget = setup_of("navigation-2d", options), Budget(options.seconds, None, options.iterations)
+    setup, budget = (
+        setup_of("navigation-2d", options, episodes=40, evaluation_episodes=40),
+        Budget(options.seconds, None, options.iterations),
+    )
     curves = [curve(setup, seed, budget, options.every) for seed in seeds_of(options.seeds)]
     keep(options.json, {"settings": setup.settings(), "goals": GOALS, "curves": curves})
     first = [next((point for point in points if point["reached"]), None) for points in curves]

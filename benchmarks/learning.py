@@ -1,7 +1,7 @@
-"""What the learning benchmarks share: settings of every family, training with a clock that evaluation does not move.
+"""What the learning benchmarks share: a family's settings, training with a clock that evaluation does not move.
 
-`SETTINGS` is the one place where a benchmark's learner, policy and adaptation are written down; the arguments
-`--learner`, `--policy` and `--adaptation` change members of it for one call.
+Learner and policy are those that the package recommends for the family (`models.presets.RECOMMENDED`); the arguments
+`--learner`, `--policy` and `--adaptation` change members of them for one call.
 """
 
 from __future__ import annotations
@@ -24,47 +24,12 @@ from models.families import TaskFamily
 from models.learners import CONFIGS, Learner, LearnerConfig
 from models.learners.base import Diverged
 from models.policy import PolicyConfig
-from models.presets import PRESETS
+from models.presets import PRESETS, RECOMMENDED, Recommended
 from models.tasks import TaskBatch
 from models.training import FamilyTasks, Progress, Stop, Training, train
 from models.types import Params
 
 Json = dict[str, Any]
-
-_CARTPOLE: Json = {
-    "learner": {"name": "maml", "inner_steps": 1, "inner_learning_rate": 1.0},
-    "policy": {"hidden": [64, 32]},
-    "adaptation": {"learning_rate": 1.0},
-}
-_HILLS: Json = {
-    "learner": {"name": "maml", "inner_steps": 1, "inner_learning_rate": 0.5},
-    "policy": {"hidden": [64, 32]},
-    "adaptation": {"learning_rate": 0.5},
-}
-_CHEETAH: Json = {
-    "learner": {"name": "maml", "inner_steps": 1, "inner_learning_rate": 0.1},
-    "policy": {"hidden": [64, 64]},
-    "adaptation": {"learning_rate": 0.1},
-}
-SETTINGS: dict[str, Json] = {
-    "navigation-2d": {
-        "learner": {"name": "maml", "inner_steps": 1, "inner_learning_rate": 0.5},
-        "policy": {"hidden": [100, 100], "action_scaling": "scale"},
-        "adaptation": {"learning_rate": [0.5, 0.25], "episodes": 40, "evaluation_episodes": 40},
-    },
-    "cartpole-reversed": _CARTPOLE,
-    "cartpole-physics": _CARTPOLE,
-    "pendulum-mass-length": _HILLS,
-    "acrobot-lengths": _HILLS,
-    "mountaincar-hills": _HILLS,
-    "mountaincar-continuous-hills": _HILLS,
-    "halfcheetah-velocity": _CHEETAH,
-    "halfcheetah-direction": _CHEETAH,
-}
-"""By family: the learner's config, the policy's, and how held-out tasks are adapted to (members of `InnerLoop`).
-
-A learner that has learned its inner rates is adapted with these; the adaptation's rate is then for the baselines.
-"""
 
 Configured = TypeVar("Configured")
 
@@ -125,29 +90,33 @@ def read(config: type[Configured], values: Mapping[str, Any]) -> Configured:
     return TypeAdapter(config).validate_python(dict(values))
 
 
-def setup_of(family: TaskFamily | str, options: argparse.Namespace | None = None) -> Setup:
-    """The settings of a family, changed by the arguments of :func:`add_settings`."""
+def setup_of(family: TaskFamily | str, options: argparse.Namespace | None = None, **adaptation: Any) -> Setup:
+    """What is recommended for a family, changed by the arguments of :func:`add_settings`.
+
+    Args:
+        family: It, or its name.
+        options: The parsed arguments.
+        adaptation: Members of `InnerLoop` where the arguments do not say; its rate is by default the learner's.
+    """
     family = PRESETS[family] if isinstance(family, str) else family
-    base = SETTINGS[family.name]
+    recommended = RECOMMENDED.get(family.name, Recommended())
     given: Json = {} if options is None else vars(options)
-    learner = changed(base["learner"], given.get("learner"))
+    learner = changed(asdict(recommended.learner), given.get("learner") or {})
     return Setup(
         family,
         read(CONFIGS[learner["name"]], learner),
-        read(PolicyConfig, base["policy"] | (given.get("policy") or {})),
-        base["adaptation"] | (given.get("adaptation") or {}),
+        read(PolicyConfig, asdict(recommended.policy) | (given.get("policy") or {})),
+        adaptation | (given.get("adaptation") or {}),
     )
 
 
-def changed(learner: Json, members: Json | None) -> Json:
+def changed(learner: Json, members: Json) -> Json:
     """A learner's settings with some members changed; another learner's name begins from that learner's defaults."""
-    if members and members.get("name", learner["name"]) != learner["name"]:
-        return members
-    return learner | (members or {})
+    return members if members.get("name", learner["name"]) != learner["name"] else learner | members
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Arguments that change the settings of :data:`SETTINGS`."""
+    """Arguments that change what is recommended."""
     for name, example in (
         ("learner", '{"name": "meta-sgd", "inner_steps": 3}'),
         ("policy", '{"hidden": [64, 64]}'),
