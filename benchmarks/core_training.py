@@ -96,7 +96,7 @@ class Stopwatch:
         return timed
 
 
-def median_seconds(work: Callable[[], object], repetitions: int = 30) -> float:
+def median_seconds(work: Callable[[], object], repetitions: int) -> float:
     """Of a call, after three that do not count."""
     seconds = []
     for i in range(repetitions + 3):
@@ -108,8 +108,8 @@ def median_seconds(work: Callable[[], object], repetitions: int = 30) -> float:
 
 
 @torch.no_grad()
-def products() -> tuple[int, float]:
-    """Multiply-adds of an iteration's products, and the seconds that `torch.bmm` alone takes for them."""
+def products(repetitions: int = 30) -> tuple[int, float]:
+    """Multiply-adds of an iteration's products, and the seconds that `torch.bmm` alone takes for them (medians)."""
     tasks, episodes, horizon = LEARNER.tasks_per_iteration, LEARNER.episodes_per_task, PRESETS[FAMILY].horizon
     rows = episodes * horizon
     together = max(1, ROWS_AT_ONCE // rows)
@@ -117,14 +117,14 @@ def products() -> tuple[int, float]:
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise((2, *POLICY.hidden, 2))):
         times = {kind: counts[layer] for kind, counts in GRADIENT_PRODUCTS.items()}
         multiply_adds += (2 + sum(times.values())) * tasks * rows * fan_in * fan_out
-        seconds += 2 * horizon * bmm_seconds("X W", tasks, episodes, fan_in, fan_out)
+        seconds += 2 * horizon * bmm_seconds("X W", tasks, episodes, fan_in, fan_out, repetitions)
         for kind, count in times.items():
             if count:
-                seconds += count * tasks / together * bmm_seconds(kind, together, rows, fan_in, fan_out)
+                seconds += count * tasks / together * bmm_seconds(kind, together, rows, fan_in, fan_out, repetitions)
     return multiply_adds, seconds
 
 
-def bmm_seconds(kind: str, tasks: int, rows: int, fan_in: int, fan_out: int) -> float:
+def bmm_seconds(kind: str, tasks: int, rows: int, fan_in: int, fan_out: int, repetitions: int) -> float:
     """Of one product of a layer."""
     x, a = torch.randn(tasks, rows, fan_in), torch.randn(tasks, rows, fan_out)
     weight = torch.randn(tasks, fan_in, fan_out)
@@ -134,7 +134,7 @@ def bmm_seconds(kind: str, tasks: int, rows: int, fan_in: int, fan_out: int) -> 
         "X^T A": (x.transpose(1, 2), a),
     }[kind]
     out = torch.bmm(left, right)
-    return median_seconds(lambda: torch.bmm(left, right, out=out))
+    return median_seconds(lambda: torch.bmm(left, right, out=out), repetitions)
 
 
 def measure(iterations: int) -> dict[str, Any]:
