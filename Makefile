@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check serve bench slow lock clean
+.PHONY: demo test check serve bench learn slow lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +11,8 @@ help:
 	@echo "make test   the fast test suite, on SQLite and PostgreSQL"
 	@echo "make check  format, lint, types and the fast tests"
 	@echo "make slow   the slow tests: minutes of learning"
-	@echo "make bench  every benchmark, a ratio each"
+	@echo "make bench  every benchmark of speed, a ratio each: minutes"
+	@echo "make learn  every benchmark of learning, a table each: hours"
 	@echo "make serve  a server on 127.0.0.1:8000 with its data in ./var"
 
 $(READY): requirements.lock pyproject.toml client/pyproject.toml
@@ -42,6 +43,9 @@ serve: $(READY)
 
 bench: $(READY)
 	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+learn: $(READY)
+	@for benchmark in benchmarks/learn_*.py; do $(BIN)/python $$benchmark || exit 1; done
 
 lock:
 	@rm -rf .venv && $(MAKE) --no-print-directory .lock-install

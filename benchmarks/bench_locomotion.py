@@ -4,8 +4,8 @@ Both take turns, so that a machine that drifts slows both. Batched: 400 episodes
 torch has by default, with what a rollout asks of the environment: next states, observations and ends of every step
 as tensors, and the rewards of all. Gymnasium: `gymnasium.make`, one episode, actions drawn beforehand.
 
-Run:    python benchmarks/bench_locomotion.py [--environment HalfCheetah-v5] [--rounds 5] [--steps 100]
-Prints: steps per second of each (medians) and their ratio.
+Run:    python benchmarks/bench_locomotion.py [--families NAME ...] [--rounds 5] [--steps 100] [--json FILE]
+Prints: steps per second of each (medians) and their ratio (median over rounds; the goal is 2.5 on two cores).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import time
 import gymnasium
 import numpy as np
 import torch
+from learning import add_json
+from reporting import keep, say, table
 
 import models.environments.physics  # noqa: F401  # before Gymnasium's: no file of the engine's warnings here
 from models import random
 from models.environments import ENVIRONMENTS
+from models.environments.locomotion import Locomotion
 from models.presets import PRESETS
 from models.tasks import TaskBatch
 
 TASKS, EPISODES = 20, 20
-FAMILIES = {
-    "HalfCheetah-v5": "halfcheetah-velocity",
-    "Ant-v5": "ant-goal",
-    "Hopper-v5": "hopper-params",
-    "Walker2d-v5": "walker2d-params",
-}
+FAMILIES = [name for name, family in PRESETS.items() if isinstance(ENVIRONMENTS.get(family.environment), Locomotion)]
+GOAL = 2.5
 
 
 @torch.no_grad()
 def batched(tasks: TaskBatch, steps: int) -> float:
     """Steps a second of all episodes together; one that has ended takes no more."""
-    environment, params = ENVIRONMENTS[tasks.environment.id], tasks.params
+    environment, params = tasks.environment, tasks.params
+    assert isinstance(environment, Locomotion)
     assert environment.action_size is not None
     keys = random.fold_in(random.key(0), torch.arange(TASKS * EPISODES)).reshape(TASKS, EPISODES)
     generator = torch.Generator().manual_seed(0)
@@ -66,23 +66,39 @@ def scalar(environment: gymnasium.Env[np.ndarray, np.ndarray], steps: int) -> fl
     return steps / (time.perf_counter() - start)
 
 
-def main() -> None:
-    """Take turns and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environment", choices=FAMILIES, default="HalfCheetah-v5")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
-    options = parser.parse_args()
-    tasks = TaskBatch.of(PRESETS[FAMILIES[options.environment]].sample("train", 0, range(TASKS)))
-    twin = gymnasium.make(options.environment)
+def measure(family: str, options: argparse.Namespace) -> list[tuple[float, float]]:
+    """Both sides of each round."""
+    tasks = TaskBatch.of(PRESETS[family].sample("train", 0, range(TASKS)))
+    twin = gymnasium.make(PRESETS[family].environment)
     batched(tasks, 5)
     scalar(twin, 500)
-    rates = [(batched(tasks, options.steps), scalar(twin, 4000)) for _ in range(options.rounds)]
-    ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
-    print(f"{options.environment}, {TASKS} tasks of {EPISODES} episodes of {options.steps} steps")
-    print(f"batched, {torch.get_num_threads()} threads  {ours:10,.0f} steps/s")
-    print(f"Gymnasium, one core  {theirs:10,.0f} steps/s")
-    print(f"ratio                {ours / theirs:10.2f}")
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append((batched(tasks, options.steps), scalar(twin, options.scalar_steps)))
+        say(f"{family}, round {number + 1}: {rounds[-1][0]:,.0f} and {rounds[-1][1]:,.0f} steps/s")
+    twin.close()
+    return rounds
+
+
+def main() -> None:
+    """Take turns and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = ["halfcheetah-velocity", "halfcheetah-direction"]
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=default)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100, help="of each of the 400 episodes in a round")
+    parser.add_argument("--scalar-steps", type=int, default=4000, help="of Gymnasium's in a round")
+    add_json(parser)
+    options = parser.parse_args()
+    results = {family: measure(family, options) for family in options.families}
+    keep(options.json, {"steps_per_s": results})
+    rows = []
+    for family, rounds in results.items():
+        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratio = statistics.median(a / b for a, b in rounds)
+        rows.append([family, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.2f}", f"{GOAL:g}"])
+    header = [f"{TASKS} x {EPISODES} episodes", f"batched, {torch.get_num_threads()} threads", "Gymnasium, one core"]
+    print(table([*header, "ratio", "at least"], rows))
 
 
 if __name__ == "__main__":
