@@ -181,6 +181,11 @@ RECOMMENDED: Final[dict[str, Recommended]] = {
         PolicyConfig(hidden=(100, 100), initial_log_std=-1.0),
     ),
     "cartpole-reversed": Recommended(MAMLConfig(inner_learning_rate=1.0)),
-    "cartpole-physics": Recommended(MAMLConfig(inner_learning_rate=1.0)),
+    "cartpole-physics": Recommended(MAMLConfig(inner_learning_rate=0.5)),
+    # A car's velocity is a hundredth of its position: as it comes, the policy hardly sees it.
+    "mountaincar-hills": Recommended(MAMLConfig(inner_learning_rate=0.3), PolicyConfig(normalise_observations=True)),
+    "mountaincar-continuous-hills": Recommended(MAMLConfig(), PolicyConfig(normalise_observations=True)),
+    "halfcheetah-velocity": Recommended(MAMLConfig(), PolicyConfig(hidden=(64, 64), normalise_observations=True)),
+    "halfcheetah-direction": Recommended(MAMLConfig(), PolicyConfig(hidden=(64, 64), normalise_observations=True)),
 }
 """By the name of a preset family: settings chosen by measuring; ``docs/benchmarks.md`` has what they reach."""
