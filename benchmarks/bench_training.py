@@ -3,7 +3,8 @@
 The same work on all sides (see navigation_loop.py): 20 tasks x (20 + 20) episodes x 100 steps, 2 x 100 tanh units, one
 second-order inner step, one Adam step. The core is `models.training.train` (core_training.py); the worker adds the
 service, with its database writes. All take turns, a process each, with the same threads and the same allocator
-settings; a ratio is taken within a round.
+settings; a ratio is taken within a round. Of the core and the bare loop the median iteration is taken, of the worker
+the mean after its first ten.
 
 Run:    python benchmarks/bench_training.py [--rounds 3] [--iterations 60] [--json FILE]
 Prints: environment steps per second of each (medians), the ratios to the bare loop (medians over rounds), the share of

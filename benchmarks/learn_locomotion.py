@@ -78,7 +78,11 @@ class Curves:
                 label = "before adapting" if not step else f"after {step} inner step{'s' if step > 1 else ''}"
                 axes.plot(millions, mean, label=label)
                 axes.fill_between(millions, mean - error, mean + error, alpha=0.2, linewidth=0)
-            axes.set(xlabel="million environment steps of training", ylabel="mean return of held-out tasks ± s.e.", title=name)
+            axes.set(
+                xlabel="million environment steps of training",
+                ylabel="mean return of held-out tasks ± s.e.",
+                title=name,
+            )
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)
         self._options.plot.parent.mkdir(parents=True, exist_ok=True)
