@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Player = Callable[[Array, Array, np.random.Generator], NDArray[np.int64]]
+Arms = NDArray[np.int64]
+Player = Callable[[Array, Array, np.random.Generator], Arms]
 """The arm of each instance, [N], from how often each arm paid and how often it did not, [N, k] both."""
 Counts = tuple[tuple[int, int], ...]
 
@@ -46,20 +47,21 @@ def bayes_optimal(arms: int, pulls: int) -> float:
     return value(((0, 0),) * arms, pulls)
 
 
-def at_random(paid: Array, _: Array, generator: np.random.Generator) -> NDArray[np.int64]:
+def at_random(paid: Array, _: Array, generator: np.random.Generator) -> Arms:
     """Any arm."""
     return generator.integers(0, paid.shape[1], len(paid))
 
 
-def thompson(paid: Array, unpaid: Array, generator: np.random.Generator) -> NDArray[np.int64]:
+def thompson(paid: Array, unpaid: Array, generator: np.random.Generator) -> Arms:
     """The best arm of a draw from the posterior.
 
     Source: Thompson 1933, "On the likelihood that one unknown probability exceeds another".
     """
-    return generator.beta(paid + 1.0, unpaid + 1.0).argmax(1)
+    arm: Arms = generator.beta(paid + 1.0, unpaid + 1.0).argmax(1)
+    return arm
 
 
-def ucb1(paid: Array, unpaid: Array, _: np.random.Generator) -> NDArray[np.int64]:
+def ucb1(paid: Array, unpaid: Array, _: np.random.Generator) -> Arms:
     """Every arm once, then the arm whose mean plus √(2 ln t / n_i) is highest after t pulls.
 
     Source: Auer, Cesa-Bianchi & Fischer 2002, "Finite-time analysis of the multiarmed bandit problem", figure 1.
@@ -67,7 +69,8 @@ def ucb1(paid: Array, unpaid: Array, _: np.random.Generator) -> NDArray[np.int64
     count = paid + unpaid
     tried, total = np.maximum(count, 1.0), np.maximum(count.sum(1, keepdims=True), 1.0)
     bound = paid / tried + np.sqrt(2.0 * np.log(total) / tried)
-    return np.where(count == 0, np.inf, bound).argmax(1)
+    arm: Arms = np.where(count == 0, np.inf, bound).argmax(1)
+    return arm
 
 
 PLAYERS: dict[str, Player] = {"random": at_random, "UCB1": ucb1, "Thompson sampling": thompson}
@@ -82,4 +85,5 @@ def play(player: Player, chances: Array, pulls: int, seed: int) -> Array:
         won = generator.random(len(chances)) < chances[rows, arm]
         paid[rows, arm] += won
         unpaid[rows, arm] += ~won
-    return paid.sum(1)
+    total: Array = paid.sum(1)
+    return total
