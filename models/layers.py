@@ -69,6 +69,57 @@ class _TanhLayerGradient(Function):
         return to_grad, to_x, to_weight, outer.mul_(grad).mul_(y).mul_(-2.0), None
 
 
+class _Linear(Function):
+    """y = x W + b, for few outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, by_column(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = _LinearGradient.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return gradients
+
+
+class _LinearGradient(Function):
+    """For the gradient g at y: by x, g Wᵀ; by W, xᵀ g; by b, the sum of g."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(grad, x, weight)
+        return torch.bmm(grad, weight.transpose(1, 2)), _narrow_outer(x, grad), grad.sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_x: Tensor, by_weight: Tensor, by_bias: Tensor) -> tuple[Tensor, ...]:
+        grad, x, weight = ctx.saved_tensors
+        to_grad = torch.baddbmm(by_bias.unsqueeze(1), x, by_column(by_weight)).baddbmm_(by_x, by_column(weight))
+        return to_grad, torch.bmm(grad, by_weight.transpose(1, 2)), _narrow_outer(by_x, grad)
+
+
+def _narrow_outer(x: Tensor, narrow: Tensor) -> Tensor:
+    """xᵀ n for [N, M, H] and [N, M, A] with few columns A, in the layout that is multiplied quickest."""
+    return torch.bmm(narrow.transpose(1, 2), x).transpose(1, 2)
+
+
+def by_column(weight: Tensor) -> Tensor:
+    """The same weights [N, H, A], stored column by column: with few columns, products from the left take a quarter."""
+    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The affine map x W + b, [N, M, A], of inputs [N, M, H], weights [N, H, A] of few columns, and biases [N, A].
+
+    Can be differentiated twice.
+    """
+    if not torch.is_grad_enabled():
+        return torch.baddbmm(bias.unsqueeze(1), x, by_column(weight))
+    y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return y
+
+
 def tanh_layer(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """tanh(x W + b), [N, M, H], to the last bit or two; no gradient is kept.
 

@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from models import random, weights
-from models.layers import LAYERS, known_tanh_layer, normalised_layer, tanh_layer
+from models.layers import LAYERS, by_column, known_tanh_layer, linear, normalised_layer, tanh_layer
 from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -230,13 +230,14 @@ class Policy:
         """
         if not self.traceable:
             return lambda observation, _: self.head(params, self.features(params, observation))
+        head_weight, head_bias = by_column(params["policy.weight"]), params["policy.bias"].unsqueeze(1)
         layers = [(params[f"trunk.{i}.weight"], self._bias(params, i)) for i in range(self._depth)]
 
         def head(observation: Tensor, t: int) -> Tensor:
             x = self._normalise(params, observation)
             for i, (weight, bias) in enumerate(layers):
                 x = tanh_layer(x, weight, bias, None if trace is None else trace[i][:, t])
-            return self.head(params, x)
+            return torch.baddbmm(head_bias, x, head_weight)
 
         return head
 
@@ -246,11 +247,11 @@ class Policy:
         Logits; or means in policy units, followed by logs of standard deviations, not yet clamped, where the state
         decides those too.
         """
-        return torch.baddbmm(params["policy.bias"].unsqueeze(1), features, params["policy.weight"])
+        return linear(features, params["policy.weight"], params["policy.bias"])
 
     def value(self, params: Params, features: Tensor) -> Tensor:
         """Expected discounted return from each state, [N, M], in reward units."""
-        return torch.baddbmm(params["value.bias"].unsqueeze(1), features, params["value.weight"]).squeeze(-1)
+        return linear(features, params["value.weight"], params["value.bias"]).squeeze(-1)
 
     def noise(self, params: Params, keys: Tensor) -> Tensor:
         """What :meth:`choose` needs to sample actions of N policies: [N, ..., A] for keys [N, ...].

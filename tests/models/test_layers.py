@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers import LAYERS, normalised_layer
+from models.layers import LAYERS, Layer, known_tanh_layer, linear, normalised_layer, tanh_layer
+
+AFFINE: dict[str, Layer] = LAYERS | {"linear": linear}
 
 TORCH = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "linear": lambda x: x,
 }
 
 
@@ -21,20 +24,41 @@ def inputs(*, x_needs_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     return x.requires_grad_(x_needs_grad), weight.requires_grad_(), bias.requires_grad_()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", AFFINE)
 def test_a_layer_is_an_affine_map_and_its_nonlinearity_with_and_without_gradients(name: str) -> None:
     x, weight, bias = inputs()
     expected = TORCH[name](torch.einsum("nmi,nih->nmh", x, weight) + bias[:, None])
-    torch.testing.assert_close(LAYERS[name](x, weight, bias), expected)
+    torch.testing.assert_close(AFFINE[name](x, weight, bias), expected)
     with torch.no_grad():
-        torch.testing.assert_close(LAYERS[name](x, weight, bias), expected)
+        torch.testing.assert_close(AFFINE[name](x, weight, bias), expected)
 
 
 @pytest.mark.parametrize("x_needs_grad", [True, False], ids=["hidden layer", "first layer"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", AFFINE)
 def test_first_and_second_derivatives_equal_finite_differences(name: str, x_needs_grad: bool) -> None:
-    assert torch.autograd.gradcheck(LAYERS[name], inputs(x_needs_grad=x_needs_grad))
-    assert torch.autograd.gradgradcheck(LAYERS[name], inputs(x_needs_grad=x_needs_grad))
+    assert torch.autograd.gradcheck(AFFINE[name], inputs(x_needs_grad=x_needs_grad))
+    assert torch.autograd.gradgradcheck(AFFINE[name], inputs(x_needs_grad=x_needs_grad))
+
+
+def test_a_layer_whose_output_is_known_has_the_derivatives_of_one_that_computes_it() -> None:
+    x, weight, bias = inputs()
+    with torch.no_grad():
+        known = tanh_layer(x, weight, bias)
+    results = []
+    for layer in (LAYERS["tanh"], lambda *of: known_tanh_layer(*of, known)):
+        y = layer(x, weight, bias)
+        first = torch.autograd.grad(y.sin().sum(), (x, weight, bias), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight, bias))
+        results.append((y, *first, *second))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_tanh_in_single_precision_is_within_two_roundings_of_one() -> None:
+    z = torch.linspace(-12, 12, 20_001, dtype=torch.float64).reshape(1, -1, 1)
+    y = tanh_layer(z.float(), torch.ones(1, 1, 1), torch.zeros(1, 1))
+    assert float((y.double() - torch.tanh(z)).abs().max()) < 2 * torch.finfo(torch.float32).eps
+    assert float(y.abs().max()) <= 1.0
 
 
 def norm_inputs() -> tuple[Tensor, ...]:

@@ -290,7 +290,7 @@ def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 importlib.metadata.version = absent
-from models.families import PRESETS
+from models.presets import PRESETS
 from models.tasks import find_environment
 try:
     find_environment("HalfCheetah-v5")
