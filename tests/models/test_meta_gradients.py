@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one step": {},
     "two steps": {"inner_steps": 2},
     "three falling steps": {"inner_steps": 3, "inner_learning_rate": (0.9, 0.5, 0.2)},
+    "every step counts": {"inner_steps": 3, "inner_learning_rate": (0.9, 0.5, 0.2), "intermediate_weight": 0.5},
     "entropy": {"inner_steps": 2, "entropy_coefficient": 0.3},
     "clipped": {"inner_steps": 2, "clip_ratio": 0.2},
     "layer rates": {"inner_steps": 2, "rates": "layer"},
@@ -67,13 +68,19 @@ def cases() -> list[Any]:
     return list(found.values())
 
 
-def true_gradient(learner: Any, process: Process, params: Params, steps: int) -> Tensor:
+def true_gradient(
+    learner: Any, process: Process, params: Params, steps: int, intermediate_weight: float = 0.0
+) -> Tensor:
     """Finite differences of the mean over tasks of the true objective, for every number that the outer step moves."""
     tasks = torch.arange(len(process.reward))
 
     def objective(vectors: Tensor) -> Tensor:
         each = from_vectors(vectors.repeat_interleave(len(tasks), 0), params, learner.outer)
-        values = true_objective(learner, process.select(tasks.repeat(len(vectors))), each, steps)
+        chosen = process.select(tasks.repeat(len(vectors)))
+        values = true_objective(learner, chosen, each, steps)
+        if intermediate_weight:
+            for fewer in range(1, steps):
+                values = values + intermediate_weight * true_objective(learner, chosen, each, fewer)
         return values.detach().reshape(len(vectors), -1).mean(1)
 
     return differences(objective, as_vector(params, learner.outer))
@@ -88,7 +95,7 @@ def test_the_meta_gradient_is_that_of_the_true_return_after_exact_inner_steps(
     params = random_params(learner)
     ours = outer.gradient(params, exact_trial(learner, PROCESS, params, steps))
     assert set(ours) == set(learner.outer)
-    expected = true_gradient(learner, PROCESS, params, steps)
+    expected = true_gradient(learner, PROCESS, params, steps, members.get("intermediate_weight", 0.0) if steps else 0.0)
     torch.testing.assert_close(-as_vector(ours, learner.outer), expected, rtol=1e-6, atol=1e-9)
     assert all(bool(g.any()) for g in ours.values())
 
