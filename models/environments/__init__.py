@@ -10,8 +10,7 @@ from models.environments.base import Environment, Parameter
 from models.environments.cartpole import CartPole
 from models.environments.functional import FunctionalEnvironment
 from models.environments.locomotion import Ant, HalfCheetah, Hopper, Walker2d
-from models.environments.mountain_car import MountainCar
-from models.environments.mountain_car_continuous import MountainCarContinuous
+from models.environments.mountain_car import MountainCar, MountainCarContinuous
 from models.environments.navigation import Navigation2D
 from models.environments.pendulum import Pendulum
 from models.environments.tabular import TabularMDP
