@@ -12,7 +12,6 @@ Prints: steps per second of each (medians) and their ratio (median over rounds).
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 
 import gymnasium
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from learning import add_json
-from reporting import keep, say, table
+from reporting import in_turns, keep, say, table
 
 from models import random
 from models.tasks import TaskBatch, define_task
@@ -93,9 +92,7 @@ def main() -> None:
     keep(options.json, {"steps_per_s": results})
     rows = []
     for name, rounds in results.items():
-        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(a / b for a, b in rounds)
-        rows.append([name, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.2f}"])
+        rows.append([name, *in_turns(rounds)])
     copies = options.tasks * options.episodes
     threads = torch.get_num_threads()
     print(table([f"{copies} copies", f"bridge, {threads} processes", "SyncVectorEnv", "ratio"], rows))

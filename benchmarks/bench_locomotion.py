@@ -11,14 +11,13 @@ Prints: steps per second of each (medians) and their ratio (median over rounds; 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 
 import gymnasium
 import numpy as np
 import torch
 from learning import add_json
-from reporting import keep, say, table
+from reporting import in_turns, keep, say, table
 
 import models.environments.physics  # noqa: F401  # before Gymnasium's: no file of the engine's warnings here
 from models import random
@@ -94,9 +93,7 @@ def main() -> None:
     keep(options.json, {"steps_per_s": results})
     rows = []
     for family, rounds in results.items():
-        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(a / b for a, b in rounds)
-        rows.append([family, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.2f}", f"{GOAL:g}"])
+        rows.append([family, *in_turns(rounds), f"{GOAL:g}"])
     header = [f"{TASKS} x {EPISODES} episodes", f"batched, {torch.get_num_threads()} threads", "Gymnasium, one core"]
     print(table([*header, "ratio", "at least"], rows))
 

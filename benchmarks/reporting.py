@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,12 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def in_turns(rounds: Sequence[tuple[float, float]]) -> list[str]:
+    """Of two rates that were measured in turns: the median of each, and that of their ratios, as a table shows them."""
+    ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return [f"{ours:,.0f}", f"{theirs:,.0f}", f"{statistics.median(a / b for a, b in rounds):.2f}"]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
