@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from gymnasium.spaces import Box, Discrete
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from models.learners import CONFIGS, LEARNERS, Learner, LearnerConfig
@@ -66,7 +67,7 @@ def code_version() -> str:
 def save_params(params: Params, metadata: Mapping[str, str] | None = None) -> bytes:
     """Tensors as safetensors bytes; equal tensors give equal bytes."""
     tensors = {name: params[name].detach().cpu().contiguous() for name in sorted(params)}
-    return safetensors.torch.save(tensors, dict(metadata) if metadata else None)
+    return save_safetensors(tensors, dict(metadata) if metadata else None)
 
 
 def load_params(data: bytes) -> Params:
@@ -76,7 +77,7 @@ def load_params(data: bytes) -> Params:
         InvalidArtefact: If the bytes are not safetensors.
     """
     try:
-        return safetensors.torch.load(data)
+        return load_safetensors(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise InvalidArtefact(f"not a safetensors file: {error}") from error
 
