@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
@@ -190,7 +191,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Draw one iteration's tasks and see that all of it fits together and in memory."""
-        batch = self._first_tasks()
+        batch = self._first_tasks
         _require_memory(batch, self.learner.episodes_per_task, self.policy, "/learner", "tasks_per_iteration")
         if self.held_out is not None:
             held_out = TaskBatch.of(self.held_out.tasks)
@@ -203,14 +204,15 @@ class Training:
     @property
     def environment(self) -> str:
         """Id of the environment of all its tasks."""
-        return self._first_tasks().environment.id
+        return self._first_tasks.environment.id
 
     def build(self) -> Learner[Any]:
         """The learner, with a policy for the tasks' spaces."""
-        environment = self._first_tasks().environment
+        environment = self._first_tasks.environment
         policy = Policy(self.policy, environment.observation_space, environment.action_space)
         return LEARNERS[self.learner.name](self.learner, policy)
 
+    @cached_property
     def _first_tasks(self) -> TaskBatch:
         return TaskBatch.of(self.tasks.draw(self.seed, 0, self.learner.tasks_per_iteration))
 
@@ -319,6 +321,8 @@ def train(training: Training, state: TrainingState | None = None) -> Iterator[Pr
     Raises:
         Diverged: If a parameter became NaN or infinite. The state of the last progress is still good.
         NonFiniteReward: If a task's reward or dynamics did.
+        AdaptationDiverged: If adapting to a held-out task did.
+        EnvironmentFailed: If an environment behind the bridge failed.
     """
     learner, device = training.build(), resolve_device(training.device)
     state = state or TrainingState(learner.initialise(training.seed, device=device))

@@ -24,6 +24,10 @@ LearningRate = Annotated[float, Gt(0), Le(1000)] | Annotated[tuple[Annotated[flo
 """A step size: one for all inner steps, or a list with one for each, the last of which goes on."""
 
 
+KEPT_ACTIVATIONS = 100_000_000
+"""Steps times hidden units up to which what the hidden layers gave, and the graphs made of it, are kept."""
+
+
 class Diverged(ArithmeticError):
     """Training produced NaN or infinity; the state before that step is still good."""
 
@@ -165,7 +169,7 @@ class Learner(ABC, Generic[Config]):
         Returns:
             The support rollout and the N adapted policies.
         """
-        rollout = self.collect(params, tasks, keys, episodes)
+        rollout = self.collect(params, tasks, keys, episodes, traced=self.keeps(tasks, episodes))
         experience = self.experience(params, tasks, rollout)
         adapted = [
             self.inner.descend(
@@ -175,8 +179,14 @@ class Learner(ABC, Generic[Config]):
         ]
         return rollout, {name: torch.cat([part[name].detach() for part in adapted]) for name in params}
 
+    def keeps(self, tasks: TaskBatch, episodes: int | None = None) -> bool:
+        """Whether memory is enough to keep a rollout's activations from sampling to the gradient, for all tasks."""
+        steps = len(tasks) * int(tasks.horizon.max()) * (episodes or self.config.episodes_per_task)
+        fits = steps * sum(self.policy.config.hidden) <= KEPT_ACTIVATIONS
+        return fits and len(tasks) <= (self.config.max_tasks_in_memory or len(tasks))
+
     def collect(
-        self, params: Params, tasks: TaskBatch, keys: Tensor, episodes: int | None = None, *, traced: bool = True
+        self, params: Params, tasks: TaskBatch, keys: Tensor, episodes: int | None = None, *, traced: bool = False
     ) -> Rollout:
         """Episodes of N policies in their tasks; by default as many as the config says.
 
@@ -223,7 +233,8 @@ class Learner(ABC, Generic[Config]):
 
     @torch.no_grad()
     def _features(self, params: Params, rollout: Rollout) -> Tensor:
-        return self.policy.features(params, rollout.observation.flatten(1, 2))
+        trace = None if rollout.trace is None else [x.flatten(1, 2) for x in rollout.trace]
+        return self.policy.features(params, rollout.observation.flatten(1, 2), trace)
 
     @staticmethod
     def _fit_value(features: Tensor, reward_to_go: Tensor, mask: Tensor) -> Params:

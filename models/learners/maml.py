@@ -20,6 +20,7 @@ from models.learners.promp import InnerDivergence
 from models.learners.trpo import TrustRegion
 from models.policy import Policy
 from models.tasks import TaskBatch
+from models.types import InvalidValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,9 @@ class MAML(Learner[MAMLConfig]):
 
     def __init__(self, config: MAMLConfig, policy: Policy) -> None:
         require_no_context(policy, config.name)
+        if config.outer_step == "trpo" and config.intermediate_weight:
+            # The step is judged by what the last policies achieve and how far they move.
+            raise InvalidValue("/learner/intermediate_weight", 'must be 0 where outer_step is "trpo"')
         rates = (config.inner_learning_rate, config.entropy_coefficient)
         inner = InnerUpdate(policy, trained(policy), *rates, max_tasks=config.max_tasks_in_memory)
         penalty = InnerDivergence.initial(config.inner_kl_penalty, config.inner_steps)

@@ -16,9 +16,6 @@ from models.learners.inner import Experience, ratio_objective
 from models.tasks import TaskBatch
 from models.types import Params, Rollout, all_finite, stack_params
 
-_GRAPH_ACTIVATIONS = 100_000_000
-"""Steps times hidden units up to which the graphs of all tasks are kept from adapting to the first meta-gradient."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class OuterConfig(EpisodicConfig):
@@ -138,8 +135,7 @@ class MetaGradient:
         rows = int(tasks.horizon.max()) * learner.config.episodes_per_task
         # Sampling needs the adapted policies, and the first meta-gradient the way they came about: one graph for both,
         # where it fits in memory.
-        keep = len(tasks) * rows * sum(learner.policy.config.hidden) <= _GRAPH_ACTIVATIONS
-        keep = keep and len(tasks) <= (learner.config.max_tasks_in_memory or len(tasks))
+        keep = learner.keeps(tasks)
         parts = [self._start(state.params, group) for group in self._inner.split(len(tasks), rows, keys.device)]
         for step in range(self._steps + 1):
             policies.append(_gather(parts))
@@ -167,8 +163,8 @@ class MetaGradient:
         total: Params = {}
         for part in parts:
             loss = self._inner.loss(part.adapted, query.select(part.rows), self._outer_objective)
-            for visited, support in zip(part.visited[1:], trial.support[1:], strict=True):
-                if self._intermediate:
+            if self._intermediate:
+                for visited, support in zip(part.visited[1:], trial.support[1:], strict=True):
                     now = self._inner.loss(visited, support.select(part.rows), self._outer_objective)
                     loss = loss + self._intermediate * now
             if self._term is not None:

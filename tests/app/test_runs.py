@@ -67,6 +67,11 @@ def test_a_run_is_queued_with_every_default_written_down(client):
         ({"learner": {"name": "dice", "variance_reduction": 1}}, "/learner/variance_reduction", "true or false"),
         ({"learner": {"name": "reptile", "outer_step": "trpo"}}, "/learner/outer_step", "unknown field"),
         ({"learner": {"outer_step": "trpo", "kl_limit": 0}}, "/learner/kl_limit", "greater than 0"),
+        (
+            {"learner": {"outer_step": "trpo", "intermediate_weight": 1}},
+            "/learner/intermediate_weight",
+            "must be 0",
+        ),
         ({"learner": {"max_tasks_in_memory": 0}}, "/learner/max_tasks_in_memory", "greater than or equal to 1"),
         ({"learner": {"name": "cavia"}}, "/policy/context_size", "at least 1 for cavia"),
         ({"policy": {"context_size": 2}}, "/policy/context_size", "must be 0 for maml"),

@@ -11,7 +11,7 @@ from small_cases import configured
 
 from models import random
 from models.adaptation import InnerLoop, adapt
-from models.learners import LEARNERS, meta_gradient
+from models.learners import LEARNERS, base
 from models.learners.base import Diverged, Learner, LearnerState
 from models.learners.inner import RATE
 from models.learners.meta_gradient import OuterConfig
@@ -86,7 +86,7 @@ def test_an_outer_step_is_the_same_however_many_tasks_are_worked_on_together(
     assert_same(whole, after(TASKS), 0.0)
     for max_tasks in (1, 3):
         assert_same(whole, after(max_tasks), limit)
-    monkeypatch.setattr(meta_gradient, "_GRAPH_ACTIVATIONS", 0)  # graphs are built again in place of being kept
+    monkeypatch.setattr(base, "KEPT_ACTIVATIONS", 0)  # graphs are built again in place of being kept
     assert_same(whole, after(None), limit)
 
 

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from models.adaptation import InnerLoop, adapt
 from models.checkpoint import load_state, save_state
-from models.learners import CONFIGS, LEARNERS, LearnerConfig, MAMLConfig, meta_gradient
+from models.learners import CONFIGS, LEARNERS, LearnerConfig, MAMLConfig, base
 from models.learners.base import Diverged, LearnerState
 from models.policy import PolicyConfig
 from models.presets import PRESETS
 from models.rollout import NonFiniteReward
 from models.tasks import TaskBatch, define_task
 from models.training import FamilyTasks, FixedTasks, HeldOut, Plateau, Stop, Training, TrainingState, train
-from models.types import InvalidValue
+from models.types import InvalidValue, stack_params
 
 SMALL = MAMLConfig(tasks_per_iteration=3, episodes_per_task=4, inner_learning_rate=0.5)
 TINY = PolicyConfig(hidden=(8,))
@@ -55,30 +56,34 @@ def require_same_ends(run: Training) -> None:
             assert all(torch.equal(x, states[-1].kept[name]) for name, x in last.state.kept.items())
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
-@pytest.mark.parametrize(
-    "variant",
-    [
-        {},
-        {"inner_steps": 2, "first_order": True, "outer_epochs": 1, "clip_ratio": None},
-        {"baseline": "value", "gae_decay": 0.9, "inner_learning_rate": (0.5, 0.25), "inner_steps": 2},
-        {"entropy_coefficient": 0.01, "normalise_advantages": False, "max_gradient_norm": None},
-        {"outer_step": "promp"},
-        {"outer_step": "trpo"},
-        {"rates": "layer"},
-        {"variance_reduction": False},
-    ],
-    ids=["defaults", "two first-order steps", "value head", "entropy", "promp", "trpo", "layer rates", "plain dice"],
-)
-def test_training_resumed_from_any_checkpoint_ends_bit_for_bit_the_same(
-    variant: dict[str, object], learner: str
-) -> None:
-    config = small(learner, **variant)
-    if variant and config == small(learner):
-        return  # the learner has nothing to vary here
+VARIANTS: dict[str, dict[str, object]] = {
+    "defaults": {},
+    "two first-order steps": {"inner_steps": 2, "first_order": True, "outer_epochs": 1, "clip_ratio": None},
+    "value head": {"baseline": "value", "gae_decay": 0.9, "inner_learning_rate": (0.5, 0.25), "inner_steps": 2},
+    "entropy": {"entropy_coefficient": 0.01, "normalise_advantages": False, "max_gradient_norm": None},
+    "every step counts": {"inner_steps": 3, "intermediate_weight": 1.0},
+    "promp": {"outer_step": "promp"},
+    "trpo": {"outer_step": "trpo"},
+    "layer rates": {"rates": "layer"},
+    "plain dice": {"variance_reduction": False},
+}
+
+
+def configs() -> list[Any]:
+    """Every learner with every variant that makes a difference to it."""
+    found: dict[LearnerConfig, Any] = {}
+    for learner in LEARNERS:
+        for name, variant in VARIANTS.items():
+            config = small(learner, **variant)
+            found.setdefault(config, pytest.param(config, id=f"{learner}, {name}"))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("config", configs())
+def test_training_resumed_from_any_checkpoint_ends_bit_for_bit_the_same(config: LearnerConfig) -> None:
     held_out = HeldOut(tuple(PRESETS["cartpole-reversed"].sample("test", 0, range(2))), 2, 2, 2)
     tasks = FamilyTasks(dataclasses.replace(PRESETS["cartpole-reversed"], horizon=20), "train")
-    require_same_ends(training(learner=config, tasks=tasks, policy=small_policy(learner), held_out=held_out))
+    require_same_ends(training(learner=config, tasks=tasks, policy=small_policy(config.name), held_out=held_out))
 
 
 @pytest.mark.parametrize("family", PRESETS)
@@ -180,11 +185,24 @@ def test_a_policy_too_large_for_its_rollouts_is_refused() -> None:
 
 def test_training_is_the_same_whether_graphs_are_kept_or_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = list(train(training()))[-1].state
-    monkeypatch.setattr(meta_gradient, "_GRAPH_ACTIVATIONS", 0)
+    monkeypatch.setattr(base, "KEPT_ACTIVATIONS", 0)
     again = list(train(training()))[-1].state
     for name, value in kept.learner.params.items():
         # A fitted value head, in hundreds, is what rounding shows in most.
         torch.testing.assert_close(value, again.learner.params[name], rtol=1e-4, atol=1e-4)
+
+
+def test_activations_are_kept_only_where_there_is_memory_for_those_of_all_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = training(learner=dataclasses.replace(SMALL, max_tasks_in_memory=2)).build()
+    learner, tasks = training().build(), TaskBatch.of(CARTPOLE.draw(0, 0, 3))
+    params, keys = stack_params(learner.initialise(0).params, 3), torch.arange(3)
+    assert learner.inner_step(params, tasks, keys)[0].trace is not None
+    assert few.inner_step(params, tasks, keys)[0].trace is None
+    monkeypatch.setattr(base, "KEPT_ACTIVATIONS", 3 * 4 * 200 * 8 - 1)
+    assert learner.inner_step(params, tasks, keys)[0].trace is None
+    assert learner.inner_step(params, tasks, keys, episodes=3)[0].trace is not None
 
 
 def test_a_diverged_step_is_an_error_and_leaves_the_state_before_it_good() -> None:
