@@ -168,6 +168,8 @@ class Recommended:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
 
+# With the noise of a standard deviation of 1, actions of at most 1 are mostly at their bounds, and little is learned.
+_HALFCHEETAH: Final = PolicyConfig(hidden=(64, 64), initial_log_std=-0.5, normalise_observations=True)
 RECOMMENDED: Final[dict[str, Recommended]] = {
     "navigation-2d": Recommended(
         MetaSGDConfig(
@@ -185,7 +187,9 @@ RECOMMENDED: Final[dict[str, Recommended]] = {
     # A car's velocity is a hundredth of its position: as it comes, the policy hardly sees it.
     "mountaincar-hills": Recommended(MAMLConfig(inner_learning_rate=0.3), PolicyConfig(normalise_observations=True)),
     "mountaincar-continuous-hills": Recommended(MAMLConfig(), PolicyConfig(normalise_observations=True)),
-    "halfcheetah-velocity": Recommended(MAMLConfig(), PolicyConfig(hidden=(64, 64), normalise_observations=True)),
-    "halfcheetah-direction": Recommended(MAMLConfig(), PolicyConfig(hidden=(64, 64), normalise_observations=True)),
+    "halfcheetah-velocity": Recommended(MAMLConfig(), _HALFCHEETAH),
+    "halfcheetah-direction": Recommended(
+        MAMLConfig(baseline="value", gae_decay=0.95, outer_learning_rate=1e-3), _HALFCHEETAH
+    ),
 }
 """By the name of a preset family: settings chosen by measuring; ``docs/benchmarks.md`` has what they reach."""
