@@ -104,7 +104,7 @@ def _assemble(
     reward = simulation.rewards(environment_action)
     reward = tasks.reward(observation[:, :-1], environment_action, observation[:, 1:], reward, terminated)
     reward = torch.where(alive, reward, torch.zeros((), dtype=reward.dtype, device=reward.device))
-    _require_finite(tasks, reward, observation)
+    require_finite(tasks, reward, observation)
     tasks_, steps_, episodes = alive.shape
     flat_action = action.reshape(tasks_, steps_ * episodes, *action.shape[3:])
     log_prob = policy.log_prob(params, head.reshape(tasks_, steps_ * episodes, -1), flat_action)
@@ -119,7 +119,12 @@ def _assemble(
     )
 
 
-def _require_finite(tasks: TaskBatch, reward: Tensor, observation: Tensor) -> None:
+def require_finite(tasks: TaskBatch, reward: Tensor, observation: Tensor) -> None:
+    """Refuse rewards [N, T, B] or observations [N, T, B, O] that are no numbers to learn from.
+
+    Raises:
+        NonFiniteReward: At the first task and step that has one.
+    """
     for what, bad in (
         ("reward", ~torch.isfinite(reward)),
         ("observation", ~torch.isfinite(observation).all(-1)),

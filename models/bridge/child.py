@@ -135,6 +135,17 @@ class _Stage:
                 raise _at(place, error, "step") from error
         return [observations, rewards, terminated, truncated]
 
+    def renew(self, size: int, places: Any, seeds: Any) -> Arrays:
+        """Begin new episodes at these places, in the environments that are there; their first observations."""
+        first = np.empty((len(places), size), np.float32)
+        for i, (place, seed) in enumerate(zip(places.tolist(), seeds.tolist(), strict=True)):
+            self.progress.begin(place)
+            try:
+                first[i] = _sized(self._episodes[place].reset(seed), size)
+            except BaseException as error:
+                raise _at(place, error, "reset") from error
+        return [first]
+
     def _forget(self, used: set[str]) -> None:
         """Close environments that were not used last, until few enough are kept."""
         kept = sum(map(len, self._free.values()))
@@ -173,6 +184,8 @@ def _answer(stage: _Stage, message: Message) -> tuple[Mapping[str, Any], Arrays]
             return describe(content["module"], content["name"], content["arguments"])
         if content["ask"] == "begin":
             return {}, stage.begin(content["configurations"], content["size"], *arrays)
+        if content["ask"] == "renew":
+            return {}, stage.renew(content["size"], *arrays)
         return {}, stage.step(content["size"], *arrays)
     except Failed as failure:
         return _failure(-1, failure), ()

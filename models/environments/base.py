@@ -156,6 +156,24 @@ class Simulation(ABC):
         """
 
     @abstractmethod
+    def renew(self, rng: Tensor, over: Tensor) -> Tensor:
+        """Begin a new episode in the place of each that is over.
+
+        Rewards of the step before are still those of the episodes that ended with it.
+
+        Args:
+            rng: A key for each new episode, [N, B] int64, as those the first ones began with.
+            over: Which to begin anew, [N, B] bool, at least one.
+
+        Returns:
+            What the policy sees now, [N, B, O]: first observations of the new episodes, the same again of the others.
+        """
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Forget the steps made so far: :meth:`rewards` counts from here."""
+
+    @abstractmethod
     def end(self, whole: bool) -> None:
         """Give back what stepping needed; :meth:`rewards` still answers.
 

@@ -306,6 +306,26 @@ class BridgedSimulation(Simulation):
         return torch.stack(self._rewards[: action.shape[1]], 1)
 
     @override
+    def renew(self, rng: Tensor, over: Tensor) -> Tensor:
+        self._now = "the beginning of a further episode"
+        ended, seeds = over.flatten().cpu().numpy(), _seeds(rng)
+        asked = []
+        for share in self._shares:
+            places = np.flatnonzero(ended[share.first : share.end])
+            if len(places):
+                rows = places + share.first
+                share.process.ask({"ask": "renew", "size": self._size}, [places, seeds[rows]])
+                asked.append((share, rows))
+        self._observations = self._observations.copy()
+        for share, rows in asked:
+            [self._observations[rows]] = self._answer(share)
+        return self._observation()
+
+    @override
+    def forget(self) -> None:
+        self._rewards = []
+
+    @override
     def end(self, whole: bool) -> None:
         torch.set_num_threads(self._threads)
         processes = [share.process for share in self._shares]
@@ -319,8 +339,7 @@ class BridgedSimulation(Simulation):
     def _begin(self, environment: BridgedEnvironment, rng: Tensor) -> None:
         episodes = self._shape[1]
         configurations = [environment.configuration(task.parameters) for task in self._tasks.tasks]
-        # 32 bits: what any generator takes as a seed.
-        seeds = ((rng >> 32) & 0xFFFFFFFF).flatten().cpu().numpy()
+        seeds = _seeds(rng)
         which = np.repeat(np.arange(len(configurations)), episodes)
         for share in self._shares:
             mine = slice(share.first, share.end)
@@ -347,3 +366,9 @@ class BridgedSimulation(Simulation):
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         like = self._tasks.discount
         return torch.from_numpy(array).to(like).reshape(*self._shape, *array.shape[1:])
+
+
+def _seeds(rng: Tensor) -> NDArray[np.int64]:
+    """Of keys, 32 bits each, flat: what any generator takes as a seed."""
+    seeds: NDArray[np.int64] = ((rng >> 32) & 0xFFFFFFFF).flatten().cpu().numpy()
+    return seeds

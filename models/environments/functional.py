@@ -85,6 +85,7 @@ class FunctionalSimulation(Simulation):
         self._environment = environment
         self._params = params
         self._states = [environment.initial(rng, params)]
+        self._ends: dict[int, Tensor] = {}
         self.first_observation = environment.observation(self._states[0], None, params)
 
     @override
@@ -99,9 +100,25 @@ class FunctionalSimulation(Simulation):
 
     @override
     def rewards(self, action: Tensor) -> Tensor:
-        state = torch.stack(self._states[: action.shape[1] + 1], 1)
+        steps = action.shape[1]
+        state = torch.stack(self._states[: steps + 1], 1)
+        before, after = state[:, :-1], state[:, 1:]
+        if self._ends:
+            after = torch.stack([self._ends.get(t, self._states[t]) for t in range(1, steps + 1)], 1)
         per_step = {name: value.unsqueeze(1) for name, value in self._params.items()}
-        return self._environment.reward(state[:, :-1], action, state[:, 1:], None, per_step)
+        return self._environment.reward(before, action, after, None, per_step)
+
+    @override
+    def renew(self, rng: Tensor, over: Tensor) -> Tensor:
+        first = self._environment.initial(rng, self._params)
+        self._ends[len(self._states) - 1] = self._states[-1]
+        self._states[-1] = torch.where(over.unsqueeze(-1), first, self._states[-1])
+        return self._environment.observation(self._states[-1], None, self._params)
+
+    @override
+    def forget(self) -> None:
+        self._states = self._states[-1:]
+        self._ends = {}
 
     @override
     def end(self, whole: bool) -> None:
