@@ -37,9 +37,11 @@ class PolicyConfig:
     activation: Literal["tanh", "relu", "gelu"] = "tanh"
     """Nonlinearity after each hidden layer."""
 
-    action_scaling: Literal["scale", "clip"] = "scale"
+    action_scaling: Literal["scale", "clip", "squash"] = "scale"
     """Continuous actions only. `scale`: the policy acts in [-1, 1], clipped, and is mapped linearly onto the action
-    space. `clip`: the policy acts in the environment's own units, clipped to the action space."""
+    space. `clip`: the policy acts in the environment's own units, clipped to the action space. `squash`: the hyperbolic
+    tangent of what the policy draws is mapped onto the action space (Haarnoja et al. 2018, appendix C); densities stay
+    those of what it draws."""
 
     initial_log_std: Annotated[float, Ge(-10), Le(3)] = 0.0
     """Continuous actions only: log of the standard deviation of every action at first, in policy units."""
@@ -87,7 +89,7 @@ class Policy:
         self.discrete = isinstance(action_space, Discrete)
         if isinstance(action_space, Box):
             self.action_size = int(action_space.shape[0])
-            if config.action_scaling == "scale" and not action_space.is_bounded():
+            if config.action_scaling != "clip" and not action_space.is_bounded():
                 raise InvalidValue("/policy/action_scaling", "needs an action space with finite bounds; use 'clip'")
         else:
             self.action_size = int(action_space.n)
@@ -162,23 +164,28 @@ class Policy:
         return [name for name in self.shapes() if not name.startswith("observation.")]
 
     def observe(self, params: Params, observation: Tensor, mask: Tensor) -> Params:
-        """Parameters of one policy whose running statistics also count the observations [..., O] where mask is 1.
-
-        Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
-        """
+        """Parameters of one policy whose running statistics also count the observations [..., O] where mask is 1."""
         if not self.config.normalise_observations:
             return params
         rows = observation[mask > 0]
-        count, mean, variance = (params[f"observation.{k}"] for k in ("count", "mean", "variance"))
-        new_variance, new_mean = torch.var_mean(rows, 0, correction=0)
-        total = count + rows.shape[0]
-        share = rows.shape[0] / total
-        spread = (new_mean - mean) ** 2 * share * (1.0 - share)
+        variance, mean = torch.var_mean(rows, 0, correction=0)
+        return params | self.merged(params, rows.shape[0], mean, variance)
+
+    @staticmethod
+    def merged(params: Params, count: int, mean: Tensor, variance: Tensor) -> Params:
+        """Statistics, of one policy or of N, that also count so many further observations of this mean and variance.
+
+        Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
+        """
+        old_count, old_mean, old_variance = (params[f"observation.{k}"] for k in ("count", "mean", "variance"))
+        total = old_count + count
+        share = count / total
+        spread = (mean - old_mean) ** 2 * share * (1.0 - share)
         # The unit variance of a new policy counts for nothing: its count is zero.
-        return params | {
+        return {
             "observation.count": total,
-            "observation.mean": mean + (new_mean - mean) * share,
-            "observation.variance": variance * (1.0 - share) + new_variance * share + spread,
+            "observation.mean": old_mean + (mean - old_mean) * share,
+            "observation.variance": old_variance * (1.0 - share) + variance * share + spread,
         }
 
     @property
@@ -195,7 +202,7 @@ class Policy:
             trace: Every hidden layer's output, [N, M, H_i], as these very parameters gave it, where that is known and
                 the policy is :attr:`traceable`. It is not computed again, yet gradients of every order flow.
         """
-        x = self._normalise(params, observation)
+        x = self.normalised(params, observation)
         for i in range(self._depth):
             weight, bias = params[f"trunk.{i}.weight"], self._bias(params, i)
             if trace is not None:
@@ -207,7 +214,8 @@ class Policy:
                 x = self._layer(x, weight, bias)
         return x
 
-    def _normalise(self, params: Params, observation: Tensor) -> Tensor:
+    def normalised(self, params: Params, observation: Tensor) -> Tensor:
+        """Observations [N, M, O] as the first layer sees them, by the statistics of N policies."""
         if not self.config.normalise_observations:
             return observation
         scale = torch.rsqrt(params["observation.variance"] + 1e-8).unsqueeze(1)
@@ -234,7 +242,7 @@ class Policy:
         layers = [(params[f"trunk.{i}.weight"], self._bias(params, i)) for i in range(self._depth)]
 
         def head(observation: Tensor, t: int) -> Tensor:
-            x = self._normalise(params, observation)
+            x = self.normalised(params, observation)
             for i, (weight, bias) in enumerate(layers):
                 x = tanh_layer(x, weight, bias, None if trace is None else trace[i][:, t])
             return torch.baddbmm(head_bias, x, head_weight)
@@ -283,7 +291,7 @@ class Policy:
         """Log-probability (density) of actions, summed over action dimensions, [N, M]."""
         if self.discrete:
             return head.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        mean, log_std = self._gaussian(params, head)
+        mean, log_std = self.gaussian(params, head)
         z = (action - mean) * torch.exp(-log_std)
         return -0.5 * (z * z).sum(-1) - (log_std.sum(-1) + 0.5 * _LOG_2PI * self.action_size)
 
@@ -292,7 +300,7 @@ class Policy:
         if self.discrete:
             log_p = head.log_softmax(-1)
             return -(log_p.exp() * log_p).sum(-1)
-        per_dimension = self._gaussian(params, head)[1] + 0.5 * (_LOG_2PI + 1.0)
+        per_dimension = self.gaussian(params, head)[1] + 0.5 * (_LOG_2PI + 1.0)
         return per_dimension.sum(-1).expand(head.shape[:-1])
 
     def divergence(self, old_params: Params, old_head: Tensor, params: Params, head: Tensor) -> Tensor:
@@ -313,12 +321,12 @@ class Policy:
         if self.discrete:
             old_log_p = old_head.detach().log_softmax(-1)
             return (old_log_p.exp() * (old_log_p - head.log_softmax(-1))).sum(-1)
-        old_mean, old_log_std = (each.detach() for each in self._gaussian(old_params, old_head))
-        mean, log_std = self._gaussian(params, head)
+        old_mean, old_log_std = (each.detach() for each in self.gaussian(old_params, old_head))
+        mean, log_std = self.gaussian(params, head)
         z, narrowing = (old_mean - mean) * torch.exp(-log_std), old_log_std - log_std
         return (0.5 * (z * z + torch.expm1(2.0 * narrowing)) - narrowing).sum(-1)
 
-    def _gaussian(self, params: Params, head: Tensor) -> tuple[Tensor, Tensor]:
+    def gaussian(self, params: Params, head: Tensor) -> tuple[Tensor, Tensor]:
         """Means [N, M, A] and logs of standard deviations, [N, M, A] or [N, 1, A]."""
         return self._split(head) if self.config.log_std == "state" else (head, params["log_std"].unsqueeze(1))
 
@@ -332,7 +340,8 @@ class Policy:
         low, high, half = self._bounds.get((action.dtype, action.device)) or self._place_bounds(action)
         if self.config.action_scaling == "clip":
             return action.clamp(low, high)
-        return low + (action.clamp(-1.0, 1.0) + 1.0) * half
+        bounded = action.tanh() if self.config.action_scaling == "squash" else action.clamp(-1.0, 1.0)
+        return low + (bounded + 1.0) * half
 
     def _place_bounds(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lower and upper bounds and half their distance, as tensors like ``action``: made once, not at every step."""

@@ -66,7 +66,7 @@ class NumpyPolicy:
         if isinstance(policy.action_space, Box):
             low, high = (np.asarray(bound, np.float32) for bound in (policy.action_space.low, policy.action_space.high))
             self._low, self._high, self._half = low, high, np.float32(0.5) * (high - low)
-            self._scaled = policy.config.action_scaling == "scale"
+            self._scaling = policy.config.action_scaling
             log_std = params.get("log_std")  # none where the state decides it
             self._std = None if log_std is None else np.exp(log_std)
             log_stds = 0.0 if log_std is None else float(log_std.sum())
@@ -118,10 +118,11 @@ class NumpyPolicy:
             noise = generator.standard_normal(action.shape, dtype=np.float32)
             action = np.add(action, std * noise, dtype=np.float32)
             log_prob -= np.float32(0.5) * (noise * noise).sum(1)
-        if self._scaled:
-            one = np.float32(1.0)
-            return self._low + (np.clip(action, -one, one) + one) * self._half, log_prob
-        return np.clip(action, self._low, self._high), log_prob
+        if self._scaling == "clip":
+            return np.clip(action, self._low, self._high), log_prob
+        one = np.float32(1.0)
+        bounded = np.tanh(action) if self._scaling == "squash" else np.clip(action, -one, one)
+        return self._low + (bounded + one) * self._half, log_prob
 
 
 def _categorical(logits: Array, generator: np.random.Generator | None) -> tuple[NDArray[np.int64], Array]:

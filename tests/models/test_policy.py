@@ -168,18 +168,22 @@ def test_discrete_actions_are_sampled_with_their_probabilities() -> None:
     torch.testing.assert_close(counts, logits[0, 0].softmax(0), atol=5 * 0.5 / 200, rtol=0)
 
 
-def test_scaled_actions_fill_the_action_space_and_clipped_ones_stay_in_it() -> None:
+def test_scaled_and_squashed_actions_fill_the_action_space_and_clipped_ones_stay_in_it() -> None:
     raw = torch.tensor([[[-9.0, -1.0], [0.0, 0.0], [1.0, 9.0]]])
     scale = Policy(PolicyConfig(action_scaling="scale"), OBSERVATIONS, SPACES["box"])
     expected = torch.tensor([[[-0.1, -2.0], [0.0, 2.0], [0.1, 6.0]]])
     torch.testing.assert_close(scale.to_environment(raw), expected)
     clip = Policy(PolicyConfig(action_scaling="clip"), OBSERVATIONS, SPACES["box"])
     torch.testing.assert_close(clip.to_environment(raw), torch.tensor([[[-0.1, -1.0], [0.0, 0.0], [0.1, 6.0]]]))
+    squash = Policy(PolicyConfig(action_scaling="squash"), OBSERVATIONS, SPACES["box"])
+    expected = torch.tensor([[[-0.1, 2.0 - 4.0 * 0.761594], [0.0, 2.0], [0.0761594, 6.0]]])
+    torch.testing.assert_close(squash.to_environment(raw), expected)
 
 
 def test_scaling_needs_finite_bounds() -> None:
-    with pytest.raises(InvalidValue, match="finite bounds"):
-        Policy(PolicyConfig(action_scaling="scale"), OBSERVATIONS, Box(-np.inf, np.inf, (2,), np.float32))
+    for scaling in ("scale", "squash"):
+        with pytest.raises(InvalidValue, match="finite bounds"):
+            Policy(PolicyConfig(action_scaling=scaling), OBSERVATIONS, Box(-np.inf, np.inf, (2,), np.float32))  # type: ignore[arg-type]
 
 
 INITIALISATIONS = [PolicyConfig((6, 4)), PolicyConfig((6, 4), initialisation="orthogonal", layer_norm=True)]

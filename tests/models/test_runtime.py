@@ -26,6 +26,7 @@ ACTIONS = {
     "clipped": (BOX, "clip", "free"),
     "scaled by state": (BOX, "scale", "state"),
     "clipped by state": (BOX, "clip", "state"),
+    "squashed by state": (BOX, "squash", "state"),
 }
 SWITCHES = list(itertools.product([False, True], [0, 2], [False, True]))
 EXTREMES = np.array([[1e6, -1e6, 0.0], [1e15, 1e15, -1e15], [0.0, 0.0, 0.0], [1e-30, 0.0, -1e-30]], np.float32)
