@@ -1,4 +1,4 @@
-"""Learners in the OpenAPI document: what the core's docstrings say of them, and an example of each."""
+"""The core's configs in the OpenAPI document: what its docstrings say of them, and an example of each learner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import textwrap
 from typing import Any
 
-from models.learners import CONFIGS
+from models.finetune import CONFIGS as METHODS
+from models.learners import CONFIGS as LEARNERS
 
 LEARNER_EXAMPLES: tuple[dict[str, Any], ...] = (
     {"name": "maml", "outer_step": "promp", "inner_kl_target": 0.01},
@@ -29,19 +30,18 @@ _POLICIES = {"cavia": {"hidden": [64, 32], "context_size": 4}}
 """Policies of learners that do not work with every one."""
 
 
-def document_learners(schema: dict[str, Any]) -> dict[str, Any]:
-    """Complete an OpenAPI document with what the framework leaves out of learners, and with a run with each of them.
+def document_configs(schema: dict[str, Any]) -> dict[str, Any]:
+    """Complete an OpenAPI document with what the framework leaves out of configs, and with a run with each learner.
 
     It takes no field's docstring that a config inherits; and what a learner is and where it comes from is said by the
     docstring of its module.
     """
     components = schema["components"]["schemas"]
-    for config in CONFIGS.values():
-        component = components[config.__name__]
-        component["description"] = inspect.cleandoc(sys.modules[config.__module__].__doc__ or "")
-        component["properties"]["name"]["description"] = "Which learner it is."
-        for name, text in field_docstrings(config).items():
-            component["properties"][name]["description"] = text
+    for config in (*LEARNERS.values(), *METHODS.values()):
+        for name, text in ({"name": "Which one it is."} | field_docstrings(config)).items():
+            components[config.__name__]["properties"][name]["description"] = text
+    for config in LEARNERS.values():
+        components[config.__name__]["description"] = inspect.cleandoc(sys.modules[config.__module__].__doc__ or "")
     first = components["NewRun"]["examples"][0]
     components["NewRun"]["examples"] = [first] + [
         first | {"learner": learner, "policy": _POLICIES.get(learner["name"], first["policy"])}

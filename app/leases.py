@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
@@ -37,6 +37,21 @@ def database_clock(session: Session) -> datetime:
         moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
         return moment
     return now()
+
+
+def request_cancellation(session: Session, table: WorkTable, id_: str) -> bool:
+    """End work that is queued at once, and have work that is running ended by its worker; whether it was either."""
+    moment = now()
+    # One statement for each state: a worker may claim the work, or end it, at any moment.
+    statements = (
+        (table.state == "queued", {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
+        (table.state == "running", {"cancel_requested_at": func.coalesce(table.cancel_requested_at, moment)}),
+    )
+    found = False
+    for condition, values in statements:
+        statement = update(table).where(table.id == id_, condition).values(values).returning(table.id)
+        found |= session.scalar(statement.execution_options(synchronize_session=False)) is not None
+    return found
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,7 @@ class Leases:
         max_attempts: Leases of one piece of work that may run out; with the last one it fails.
         owner: Who claims, for operators to read.
         clock: What tells the time.
+        among: Which rows may be claimed at all; by default any.
     """
 
     def __init__(
@@ -116,6 +132,7 @@ class Leases:
         max_attempts: int,
         owner: str | None = None,
         clock: Clock = database_clock,
+        among: ColumnElement[bool] | None = None,
     ) -> None:
         self._database = database
         self._table = table
@@ -123,6 +140,7 @@ class Leases:
         self._max_attempts = max_attempts
         self._owner = owner or f"{socket.gethostname()}:{os.getpid()}"
         self._clock = clock
+        self._among = true() if among is None else among
 
     def claim(self) -> Lease | None:
         """The oldest work that is queued or whose worker was lost; None where there is none."""
@@ -142,7 +160,7 @@ class Leases:
                 .values(
                     state="running",
                     attempt=table.attempt + 1,
-                    crashes=table.crashes + case((table.state == "running", 1), else_=0),
+                    crashes=table.crashes + case((self._lost(moment), 1), else_=0),
                     lease_owner=self._owner,
                     lease_expires_at=moment + timedelta(seconds=self._seconds),
                     started_at=func.coalesce(table.started_at, moment),
@@ -156,7 +174,9 @@ class Leases:
         return Lease(table, claimed[0], claimed[1], self._seconds, self._clock)
 
     def _claimable(self, moment: datetime) -> ColumnElement[bool]:
-        return or_(self._table.state == "queued", self._lost(moment))
+        # One that runs and is nobody's was begun under another's lease.
+        left = and_(self._table.state == "running", self._table.lease_owner.is_(None))
+        return and_(or_(self._table.state == "queued", left, self._lost(moment)), self._among)
 
     def _lost(self, moment: datetime) -> ColumnElement[bool]:
         return and_(self._table.state == "running", self._table.lease_expires_at < moment)

@@ -20,7 +20,7 @@ from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
 from app.database import Database
 from app.dependencies import RequestDatabase
-from app.documentation import document_learners
+from app.documentation import document_configs
 from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
 from app.inference import Act, PolicyBank, describe, is_act
 from app.keys.routes import router as keys_router
@@ -159,7 +159,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health)
     add_error_handlers(app)
     openapi = app.openapi
-    app.openapi = lambda: _with_problems(document_learners(describe(openapi())))  # type: ignore[method-assign]
+    app.openapi = lambda: _with_problems(document_configs(describe(openapi())))  # type: ignore[method-assign]
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys)

@@ -266,8 +266,12 @@ class AliasEvent(Base):
 class Adaptation(_Work):
     """One use of a version on one task.
 
-    ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline; ``result``
-    holds before, after, curve and seconds.
+    ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline. It starts
+    from a version, a policy, or neither. ``progress`` says how far it is; ``result`` holds before, after, curve,
+    seconds and what ended it, as far as they are known. ``checkpoint_sha256`` is the artefact that it resumes from.
+
+    One with a ``lead_id`` is computed together with that one, under its lease, and claimed on its own only when that is
+    over; while its lead works on it, it is running and has no ``lease_owner``.
     """
 
     __tablename__ = "adaptations"
@@ -275,10 +279,14 @@ class Adaptation(_Work):
     request: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
     model: Mapped[str | None] = mapped_column(Text)
     version: Mapped[int | None] = mapped_column(Integer)
+    start_policy_id: Mapped[str | None] = mapped_column(Text)
     task_id: Mapped[str | None] = mapped_column(ForeignKey("tasks.id"))
     task_definition: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
     method: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
     seed: Mapped[int] = mapped_column(BigInteger)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
+    lead_id: Mapped[str | None] = mapped_column(Text, index=True)
+    checkpoint_sha256: Mapped[str | None] = mapped_column(Text, index=True)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
     policy_id: Mapped[str | None] = mapped_column(Text)
     ttl_seconds: Mapped[int | None] = mapped_column(BigInteger)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from sqlalchemy import ColumnElement, exists
+from sqlalchemy.orm import aliased
 
 from app.adaptations.execution import execute_adaptation
 from app.database import Database
@@ -48,6 +50,7 @@ class Slot:
         poll_s: Time between two looks for more.
         threads: Threads that it computes with, of all that the settings allow.
         sweeps: Whether its workers remove artefacts that nothing refers to.
+        among: Which rows may be claimed; by default any.
     """
 
     table: WorkTable
@@ -55,12 +58,16 @@ class Slot:
     poll_s: float
     threads: Callable[[int], int]
     sweeps: bool = False
+    among: ColumnElement[bool] | None = None
 
+
+_lead = aliased(Adaptation)
+_LED = exists().where(_lead.id == Adaptation.lead_id, _lead.state.in_(("queued", "running")))
 
 SLOTS: dict[str, Slot] = {
     "runs": Slot(Run, execute_run, 0.2, lambda allowed: allowed),
     # One task's tensors are too small to share out: more threads would only be taken from the run beside it.
-    "adaptations": Slot(Adaptation, execute_adaptation, 0.05, lambda _: 1, sweeps=True),
+    "adaptations": Slot(Adaptation, execute_adaptation, 0.05, lambda _: 1, sweeps=True, among=~_LED),
 }
 """Kinds of work: a long run never delays an adaptation."""
 
@@ -85,7 +92,12 @@ class Worker:
         self._database = Database(settings.database_url)
         self._store = ArtefactStore(settings.artefacts)
         self._leases = Leases(
-            self._database, self._slot.table, settings.lease_seconds, settings.max_attempts, clock=clock
+            self._database,
+            self._slot.table,
+            settings.lease_seconds,
+            settings.max_attempts,
+            clock=clock,
+            among=self._slot.among,
         )
         self._swept_at = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -48,14 +49,18 @@ class CurvePoint:
     """Performance after some adaptation data.
 
     Attributes:
-        episodes: Support episodes used for each task so far.
+        episodes: Support episodes used for each task so far, [N].
         environment_steps: Steps of those episodes, [N].
         mean_return: Mean undiscounted return of fresh episodes, [N].
     """
 
-    episodes: int
+    episodes: Tensor
     environment_steps: Tensor
     mean_return: Tensor
+
+    def of(self, task: int) -> CurvePoint:
+        """That of one task, without axes."""
+        return CurvePoint(self.episodes[task], self.environment_steps[task], self.mean_return[task])
 
 
 @dataclass(frozen=True)
@@ -99,17 +104,20 @@ def require_rate(learner: Learner[Any], method: InnerLoop) -> None:
         raise InvalidValue("/method/learning_rate", f"must be null: a version of {name} has learned its own rates")
 
 
-def adapt(learner: Learner[Any], params: Params, tasks: TaskBatch, method: InnerLoop, seed: int) -> Adaptation:
-    """Adapt one initialisation to each of N tasks.
+def adapt(
+    learner: Learner[Any], params: Params, tasks: TaskBatch, method: InnerLoop, seed: int | Sequence[int]
+) -> Adaptation:
+    """Adapt an initialisation to each of N tasks.
 
     Support and evaluation episodes come from streams of their own, so measuring changes nothing.
 
     Args:
         learner: Whose inner loop is used.
-        params: The initialisation: one policy.
+        params: The initialisation: one policy, or N.
         tasks: N tasks.
         method: Steps, episodes and rate.
-        seed: Of all randomness; the result for task n depends on (seed, n) alone.
+        seed: Of all randomness; the result for task n depends on (seed, n) alone. With a list of N seeds, each task
+            comes out as it would alone with its seed.
 
     Returns:
         Adapted policies, whose value heads are fitted to the last evaluation episodes, and their curve.
@@ -123,8 +131,12 @@ def adapt(learner: Learner[Any], params: Params, tasks: TaskBatch, method: Inner
     require_memory(method.episodes, horizon, "/method/episodes", sum(learner.policy.config.hidden))
     require_memory(method.evaluation_episodes, horizon, "/method/evaluation_episodes")
     require_rate(learner, method)
-    keys = random.fold_in(random.key(seed, "adapt", device=device), torch.arange(len(tasks), device=device))
-    adapted = stack_params(params, len(tasks))
+    if isinstance(seed, int):
+        keys = random.fold_in(random.key(seed, "adapt", device=device), torch.arange(len(tasks), device=device))
+    else:
+        keys = random.fold_in(torch.stack([random.key(each, "adapt", device=device) for each in seed]), 0)
+    stacked = params["policy.bias"].dim() > 1
+    adapted = params if stacked else stack_params(params, len(tasks))
     steps_used = torch.zeros(len(tasks), dtype=torch.int64, device=device)
     curve = []
     for step in range(method.steps + 1):
@@ -137,6 +149,6 @@ def adapt(learner: Learner[Any], params: Params, tasks: TaskBatch, method: Inner
                 raise AdaptationDiverged(f"step {step} gave NaN or infinite parameters; try a smaller learning_rate")
         evaluation_keys = random.fold_in(keys, 2 * step + 1)
         fresh = collect(learner.policy, adapted, tasks, method.evaluation_episodes, evaluation_keys)
-        curve.append(CurvePoint(step * method.episodes, steps_used, fresh.mean_return))
+        curve.append(CurvePoint(torch.full_like(steps_used, step * method.episodes), steps_used, fresh.mean_return))
     fitted = learner.fit_value(adapted, tasks, fresh)
     return Adaptation({name: fitted[name] for name in learner.policy.shapes()}, tuple(curve))

@@ -4,11 +4,16 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
 from app.adaptations import service, waiting
-from app.adaptations.schemas import AdaptationBody, Adaptations, NewAdaptation
+from app.adaptations.events import look
+from app.adaptations.schemas import AdaptationBody, Adaptations, CreatedAdaptations, NewAdaptation, NewAdaptations
 from app.auth import Caller, Principal, require
+from app.database import Database
 from app.dependencies import RequestDatabase
+from app.events import STREAM, LastEventId, answer, sequence_of
 from app.pagination import RequestPage
 from app.transactions import RequestSession, TransactionalRoute, answer_after_commit
 
@@ -40,6 +45,16 @@ def create_adaptation(
     return adaptation
 
 
+@router.post(":batchCreate", status_code=202)
+def create_adaptations(body: NewAdaptations, session: RequestSession, by: Adapter) -> CreatedAdaptations:
+    """Adapt to up to 1000 tasks at once, all or none accepted: 202 with the adaptations in the order of the tasks.
+
+    Those whose tasks are of one environment are computed together. Where one fails, the others go on one by one.
+    """
+    rows = service.create_adaptations(session, by, body)
+    return CreatedAdaptations(adaptations=[AdaptationBody.of(row) for row in rows])
+
+
 @router.get("")
 def list_adaptations(session: RequestSession, page: RequestPage, _: Caller) -> Adaptations:
     """Adaptations, newest first."""
@@ -51,3 +66,24 @@ def list_adaptations(session: RequestSession, page: RequestPage, _: Caller) -> A
 def get_adaptation(adaptation_id: str, session: RequestSession, _: Caller) -> AdaptationBody:
     """One adaptation: state, and the result when it has ended."""
     return AdaptationBody.of(service.get_adaptation(session, adaptation_id))
+
+
+@router.post("/{adaptation_id}:cancel")
+def cancel_adaptation(adaptation_id: str, session: RequestSession, by: Adapter) -> AdaptationBody:
+    """Cancel: a queued one ends at once, a running one within two seconds; one that is over is answered as it is."""
+    return AdaptationBody.of(service.cancel_adaptation(session, by, adaptation_id))
+
+
+@router.get("/{adaptation_id}/events", response_class=StreamingResponse, responses=STREAM)
+async def stream_adaptation_events(
+    adaptation_id: str, request: Request, database: RequestDatabase, _: Caller, last_event_id: LastEventId = None
+) -> StreamingResponse:
+    """Server-sent events: `curve` with each point after `Last-Event-ID`, `state` at first and whenever it moves."""
+    after = sequence_of(last_event_id)
+    await run_in_threadpool(_require_adaptation, database, adaptation_id)
+    return answer(database, lambda session, after: look(session, adaptation_id, after), after, request.is_disconnected)
+
+
+def _require_adaptation(database: Database, adaptation_id: str) -> None:
+    with database.snapshot() as session:
+        service.get_adaptation(session, adaptation_id)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from app import tables
 from app.runs.schemas import AsSent, RunError, Seed, State
 from app.tasks.schemas import TaskDefinition
 from app.validation import Schema, Whole
 from models.adaptation import InnerLoop
+from models.finetune import MethodConfig
 from models.policy import PolicyConfig
 
 DAY_S = 86_400
@@ -24,7 +25,40 @@ TaskReference = Annotated[
 """A registered task by id or name, or a definition."""
 
 
-class NewAdaptation(Schema):
+def _named(method: object) -> object:
+    return {"name": "inner-loop", **method} if isinstance(method, dict) else method
+
+
+Method = Annotated[InnerLoop | MethodConfig, Field(discriminator="name"), AsSent, BeforeValidator(_named)]
+"""How to adapt, told apart by its name; without one, by the inner loop."""
+
+Start = Annotated[
+    Annotated[str, Tag("reference")] | Annotated[PolicyConfig, AsSent, Tag("architecture")],
+    Discriminator(lambda value: "reference" if isinstance(value, str) else "architecture"),
+]
+"""A policy by id, or the architecture of a new one."""
+
+
+class _Asked(Schema):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: str | None
+    """`model@alias`, `model/3`, or `model` for its newest version; null starts from `policy`."""
+
+    method: Method = InnerLoop()
+    """How to adapt: the learner's own `inner-loop`, or to train on with `ppo`, `dqn` or `sac` within a budget."""
+
+    seed: Seed = 0
+    """Of all randomness, a new policy's parameters included."""
+
+    ttl_seconds: Annotated[Whole, Field(ge=1, le=365 * DAY_S)] = DAY_S
+    """Life of the policy, from when it is made."""
+
+    policy: Start | None = None
+    """Without a model only: the id of a policy to go on from, or the architecture of a new one."""
+
+
+class NewAdaptation(_Asked):
     """An adaptation that is asked for."""
 
     model_config = ConfigDict(
@@ -37,28 +71,51 @@ class NewAdaptation(Schema):
                     "method": {"name": "inner-loop", "steps": 3, "episodes": 20},
                     "seed": 0,
                     "ttl_seconds": DAY_S,
+                },
+                {
+                    "model": "cartpole@champion",
+                    "task": "cartpole-long",
+                    "method": {"name": "ppo", "environment_steps": 20000, "target_return": 475},
+                },
+                {
+                    "model": None,
+                    "policy": {"hidden": [64, 64]},
+                    "task": {"environment": "CartPole-v1"},
+                    "method": {"name": "dqn", "environment_steps": 50000},
+                },
+                {
+                    "model": None,
+                    "policy": {"hidden": [64, 64], "action_scaling": "squash", "log_std": "state"},
+                    "task": {"environment": "Pendulum-v1"},
+                    "method": {"name": "sac", "environment_steps": 10000},
+                },
+            ]
+        },
+    )
+
+    task: TaskReference
+    """What to adapt to: id or name of a registered task, or a definition."""
+
+
+class NewAdaptations(_Asked):
+    """Many adaptations that are asked for at once, of the same start by the same method."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "cartpole@champion",
+                    "tasks": ["cartpole-short", "cartpole-long"],
+                    "method": {"name": "ppo", "environment_steps": 20000},
+                    "seed": 0,
                 }
             ]
         },
     )
 
-    model: str | None
-    """`model@alias`, `model/3`, or `model` for its newest version; null adapts a new policy from scratch."""
-
-    task: TaskReference
-    """What to adapt to: id or name of a registered task, or a definition."""
-
-    method: Annotated[InnerLoop, AsSent] = InnerLoop()
-    """How to adapt."""
-
-    seed: Seed = 0
-    """Of all randomness, the new policy's parameters included where there is no model."""
-
-    ttl_seconds: Annotated[Whole, Field(ge=1, le=365 * DAY_S)] = DAY_S
-    """Life of the policy, from when it is made."""
-
-    policy: Annotated[PolicyConfig, AsSent] | None = None
-    """Without a model only: the new policy's architecture."""
+    tasks: Annotated[list[TaskReference], Field(min_length=1, max_length=1000)]
+    """What to adapt to. The seed of the task at place i is `seed` + i."""
 
 
 class Return(Schema):
@@ -76,23 +133,42 @@ class CurvePoint(Schema):
     mean_return: float
 
 
+class AdaptationProgress(Schema):
+    """How far an adaptation is: ``fraction`` of its budget in [0, 1]; ``seconds`` spent, over all attempts."""
+
+    fraction: float = 0.0
+    environment_steps: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+
+
 class AdaptationBody(Schema):
-    """An adaptation. ``policy``, ``before``, ``after``, ``curve`` and ``seconds`` are null until it has succeeded."""
+    """An adaptation.
+
+    ``before`` and ``curve`` are there from the first evaluation on; ``policy``, ``after`` and ``seconds`` once it has
+    succeeded. ``start_policy`` is the policy that it went on from.
+    """
 
     id: str
     state: State
     policy: str | None
     model: str | None
     version: int | None
+    start_policy: str | None
     task: str | dict[str, Any]
     before: Return | None
     after: Return | None
     curve: list[CurvePoint] | None
     seconds: float | None
+    progress: AdaptationProgress
+    metrics: dict[str, float]
+    stopped_by: str | None
     method: dict[str, Any]
     seed: int
     ttl_seconds: int | None
+    attempts: int
     error: RunError | None
+    cancel_requested: bool
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -100,22 +176,28 @@ class AdaptationBody(Schema):
     @classmethod
     def of(cls, row: tables.Adaptation) -> AdaptationBody:
         """The wire form of a row."""
-        result = row.result or {}
+        result, progress = row.result or {}, dict(row.progress or {})
         return cls(
             id=row.id,
             state=row.state,  # type: ignore[arg-type]  # the table has the same constraint
             policy=row.policy_id,
             model=row.model,
             version=row.version,
+            start_policy=row.start_policy_id,
             task=row.task_id or row.task_definition,
             before=result.get("before"),
             after=result.get("after"),
             curve=result.get("curve"),
             seconds=result.get("seconds"),
+            metrics=progress.pop("metrics", {}),
+            progress=AdaptationProgress(**progress),
+            stopped_by=result.get("stopped_by"),
             method=row.method,
             seed=row.seed,
             ttl_seconds=row.ttl_seconds,
+            attempts=row.attempt,
             error=None if row.error is None else RunError(**row.error),
+            cancel_requested=row.cancel_requested_at is not None,
             created_at=row.created_at,
             started_at=row.started_at,
             finished_at=row.finished_at,
@@ -127,3 +209,9 @@ class Adaptations(Schema):
 
     adaptations: list[AdaptationBody]
     next_page_token: str | None
+
+
+class CreatedAdaptations(Schema):
+    """The adaptations that were asked for at once, in the order of their tasks."""
+
+    adaptations: list[AdaptationBody]

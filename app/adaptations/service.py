@@ -2,65 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import tables
-from app.adaptations.schemas import NewAdaptation
+from app.adaptations.schemas import NewAdaptation, NewAdaptations
 from app.auth import Principal, audit
 from app.database import new_id
 from app.errors import Invalid, NotFound
+from app.leases import request_cancellation
 from app.pagination import Page, paginate
+from app.policies.service import get_policy, learner_of
 from app.registry.service import resolve
 from app.tasks.schemas import TaskDefinition
 from app.tasks.service import definition_of, get_task
-from models.adaptation import require_memory, require_rate
+from app.validation import MAX_ERRORS, FieldError
+from models.adaptation import InnerLoop, require_memory, require_rate
 from models.checkpoint import learner_from_json, space_to_json, to_json
+from models.finetune import require_fit
 from models.learners import MAML, Learner, MAMLConfig
 from models.policy import Policy, PolicyConfig
 from models.tasks import define_task, environment_of
 from models.types import InvalidValue, Task
+
+MAX_STEPS_TOGETHER = 5_000_000
+"""Steps that adaptations which are computed together may hold in memory."""
 
 
 def create_adaptation(session: Session, by: Principal, request: NewAdaptation) -> tables.Adaptation:
     """Queue an adaptation. What it starts from is decided now: an alias that moves later changes nothing.
 
     Raises:
-        Invalid: If the model or the task is unknown, or their spaces differ.
-        InvalidValue: If an inline task or a new policy's architecture is not valid, the method's episodes do not fit in
-            memory, or it gives a rate to a version that has learned its own.
+        Invalid: If the model, the policy or the task is unknown, or their spaces differ.
+        InvalidValue: If an inline task or a new policy's architecture is not valid, the method does not fit the task's
+            actions or in memory, or gives a rate to a version that has learned its own.
     """
-    task, task_id = _task(session, request.task)
-    version = None
-    if request.model is not None:
-        if request.policy is not None:
-            raise Invalid("/policy", "goes with no model: a version has an architecture already")
-        version = resolve(session, request.model)
-        _require_same_spaces(version, task)
-        learner = learner_from_json(version.manifest)
-    else:
-        learner = learner_from_scratch(request.policy or PolicyConfig(), task)
-    require_rate(learner, request.method)
-    require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(learner.policy.config.hidden))
-    require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
-    adaptation = tables.Adaptation(
-        id=new_id(),
-        request=request.model_dump(mode="json"),
-        model=None if version is None else version.model,
-        version=None if version is None else version.number,
-        task_id=task_id,
-        task_definition=task.definition(),
-        method=to_json(request.method),
-        seed=request.seed,
-        ttl_seconds=request.ttl_seconds,
-    )
-    session.add(adaptation)
-    audit(session, by, "adaptations.create", f"adaptations/{adaptation.id}", model=request.model)
-    session.flush()
-    return adaptation
+    asked = request.model_dump(mode="json")
+    [row] = _create(session, by, request, [(request.task, "/task")], [asked])
+    return row
+
+
+def create_adaptations(session: Session, by: Principal, request: NewAdaptations) -> list[tables.Adaptation]:
+    """Queue adaptations of the same start by the same method, all or none.
+
+    Those whose tasks are of one environment are computed together, as far as memory goes.
+
+    Raises:
+        Invalid: As :func:`create_adaptation`, with a pointer to each task at fault.
+        InvalidValue: As there.
+    """
+    shared = request.model_dump(mode="json", exclude={"tasks"})
+    tasks = request.model_dump(mode="json", include={"tasks"})["tasks"]
+    asked = [shared | {"task": task, "seed": request.seed + place} for place, task in enumerate(tasks)]
+    references = [(task, f"/tasks/{place}") for place, task in enumerate(request.tasks)]
+    return _create(session, by, request, references, asked)
+
+
+def cancel_adaptation(session: Session, by: Principal, adaptation_id: str) -> tables.Adaptation:
+    """End an adaptation: a queued one at once, a running one soon; one that is over stays as it is.
+
+    Raises:
+        NotFound: If there is none.
+    """
+    if request_cancellation(session, tables.Adaptation, adaptation_id):
+        audit(session, by, "adaptations.cancel", f"adaptations/{adaptation_id}")
+    return get_adaptation(session, adaptation_id)
 
 
 def get_adaptation(session: Session, adaptation_id: str) -> tables.Adaptation:
@@ -98,31 +108,143 @@ def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
     return MAML(MAMLConfig(), Policy(config, environment.observation_space, environment.action_space))
 
 
-def _task(session: Session, reference: str | TaskDefinition) -> tuple[Task, str | None]:
+def _create(
+    session: Session,
+    by: Principal,
+    request: NewAdaptation | NewAdaptations,
+    references: Sequence[tuple[str | TaskDefinition, str]],
+    asked: Sequence[dict[str, Any]],
+) -> list[tables.Adaptation]:
+    start = _start(session, request)
+    rows: list[tables.Adaptation] = []
+    errors: list[FieldError] = []
+    for (reference, pointer), body in zip(references, asked, strict=True):
+        try:
+            task, task_id = _task(session, reference, pointer)
+            _require_fit(request, start, task, pointer)
+        except Invalid as error:
+            errors += error.errors
+            continue
+        except InvalidValue as error:
+            errors.append(FieldError(error.pointer, error.detail))
+            continue
+        rows.append(
+            tables.Adaptation(
+                id=new_id(),
+                request=body,
+                model=start.model,
+                version=start.version,
+                start_policy_id=start.policy_id,
+                task_id=task_id,
+                task_definition=task.definition(),
+                method=to_json(request.method),
+                seed=body["seed"],
+                ttl_seconds=request.ttl_seconds,
+            )
+        )
+    if errors:
+        raise Invalid.all_of(list(dict.fromkeys(errors))[:MAX_ERRORS])
+    _lead(rows)
+    session.add_all(rows)
+    for row in rows:
+        audit(session, by, "adaptations.create", f"adaptations/{row.id}", model=request.model)
+    session.flush()
+    return rows
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What adaptations begin with: a version's learner, a policy, or (with neither) a new policy's architecture."""
+
+    model: str | None = None
+    version: int | None = None
+    policy_id: str | None = None
+    spaces: Mapping[str, Any] | None = None
+    name: str = ""
+    learner: Learner[Any] | None = None
+    architecture: PolicyConfig | None = None
+
+
+def _start(session: Session, request: NewAdaptation | NewAdaptations) -> _Start:
+    if request.model is not None:
+        if request.policy is not None:
+            raise Invalid("/policy", "goes with no model: a version has a policy already")
+        version = resolve(session, request.model)
+        name, learner = f"{version.model}/{version.number}", learner_from_json(version.manifest)
+        return _Start(version.model, version.number, None, version.manifest, name, learner)
+    if isinstance(request.policy, str):
+        try:
+            policy = get_policy(session, request.policy).policy
+        except NotFound as error:
+            raise Invalid("/policy", error.detail) from error
+        name, learner = f"policy {policy.id}", learner_of(session, policy)
+        return _Start(policy.model, policy.version, policy.id, policy.spec, name, learner)
+    return _Start(architecture=request.policy)
+
+
+def _require_fit(request: NewAdaptation | NewAdaptations, start: _Start, task: Task, pointer: str) -> None:
+    """Refuse what the core would refuse."""
+    if start.spaces is not None:
+        _require_same_spaces(start.spaces, start.name, task, pointer)
+    learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), task)
+    if isinstance(request.method, InnerLoop):
+        require_rate(learner, request.method)
+        require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(learner.policy.config.hidden))
+        require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
+    else:
+        require_fit(request.method, learner.policy, task.horizon)
+
+
+def _lead(rows: Sequence[tables.Adaptation]) -> None:
+    """Have adaptations whose tasks are of one environment computed together, so many at a time as fit in memory."""
+    groups: dict[tuple[str, ...], list[tables.Adaptation]] = {}
+    for row in rows:
+        environment = environment_of(read_task(row.task_definition))
+        groups.setdefault(
+            (environment.id, str(environment.observation_space), str(environment.action_space)), []
+        ).append(row)
+    for group in groups.values():
+        horizon = max(row.task_definition["horizon"] for row in group)
+        most = max(1, MAX_STEPS_TOGETHER // _steps_in_memory(group[0].method, horizon))
+        for place, row in enumerate(group):
+            if place % most:
+                row.lead_id = group[place - place % most].id
+
+
+def _steps_in_memory(method: Mapping[str, Any], horizon: int) -> int:
+    """Steps of one task that a method holds in memory at a time, evaluations included."""
+    evaluated = method["evaluation_episodes"] * horizon
+    if method["name"] == "inner-loop":
+        return int(max(evaluated, method["episodes"] * horizon))
+    kept = method.get("buffer_size", method["parallel_episodes"] * method["steps"])
+    return int(max(evaluated, kept))
+
+
+def _task(session: Session, reference: str | TaskDefinition, pointer: str) -> tuple[Task, str | None]:
     if isinstance(reference, str):
         try:
             row = get_task(session, reference)
         except NotFound as error:
-            raise Invalid("/task", error.detail) from error
+            raise Invalid(pointer, error.detail) from error
         return definition_of(row), row.id
     try:
         return read_task(reference.model_dump()), None
     except InvalidValue as error:
-        raise InvalidValue(f"/task{error.pointer}", error.detail) from error
+        raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
 
 
-def _require_same_spaces(version: tables.Version, task: Task) -> None:
-    environment, manifest = environment_of(task), version.manifest
+def _require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointer: str) -> None:
+    environment = environment_of(task)
     spaces = {
         "observation_space": space_to_json(environment.observation_space),
         "action_space": space_to_json(environment.action_space),
     }
     # The bounds of observations are no business of a network's.
-    same_size = len(manifest["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
-    if same_size and manifest["action_space"] == spaces["action_space"]:
+    same_size = len(theirs["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
+    if same_size and theirs["action_space"] == spaces["action_space"]:
         return
-    name, where = f"{version.model}/{version.number}", f"the task runs in {task.environment}, which"
-    raise Invalid("/task", f"{name} {_describe(manifest)}, but {where} {_describe(spaces)}")
+    where = f"the task runs in {task.environment}, which"
+    raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
 
 
 def _describe(spaces: Mapping[str, Any]) -> str:

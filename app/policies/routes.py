@@ -9,7 +9,8 @@ from app.dependencies import RequestStore
 from app.files import serve_file
 from app.pagination import RequestPage
 from app.policies import service
-from app.policies.schemas import Policies, PolicyBody
+from app.policies.schemas import Policies, PolicyBody, Publication
+from app.registry.schemas import VersionBody
 from app.transactions import RequestSession, TransactionalRoute
 
 router = APIRouter(prefix="/policies", tags=["policies"], route_class=TransactionalRoute)
@@ -28,6 +29,16 @@ def list_policies(session: RequestSession, page: RequestPage, _: Caller) -> Poli
 def get_policy(policy_id: str, session: RequestSession, _: Caller) -> PolicyBody:
     """One policy: its spaces, where it comes from, when it expires."""
     return PolicyBody.of(service.get_policy(session, policy_id))
+
+
+@router.post("/{policy_id}:publish", status_code=201)
+def publish_policy(
+    policy_id: str, body: Publication, session: RequestSession, store: RequestStore, by: Writer, response: Response
+) -> VersionBody:
+    """Make a policy the next version of a model: it stands when the policy has expired, and can be adapted further."""
+    entry = service.publish_policy(session, store, by, policy_id, body.model)
+    response.headers["Location"] = f"/v1/models/{entry.version.model}/versions/{entry.version.number}"
+    return VersionBody.of(entry)
 
 
 @router.delete("/{policy_id}", status_code=204)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from pydantic import ConfigDict
+
 from app.policies.service import FILE_NAME, PolicyEntry
 from app.registry.schemas import FileBody
-from app.validation import Schema
+from app.validation import Name, Schema
 
 
 class PolicyBody(Schema):
@@ -55,3 +57,14 @@ class Policies(Schema):
 
     policies: list[PolicyBody]
     next_page_token: str | None
+
+
+class Publication(Schema):
+    """Where a policy is to become a version."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True, json_schema_extra={"examples": [{"model": "cartpole-long"}]}
+    )
+
+    model: Name
+    """Whose next version it becomes; a new name makes a new model."""

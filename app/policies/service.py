@@ -1,7 +1,8 @@
-"""Finding and deleting policies. One that has expired is as good as deleted."""
+"""Finding, publishing and deleting policies. One that has expired is as good as deleted."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,11 @@ from app.auth import Principal, audit
 from app.database import now
 from app.errors import NotFound
 from app.pagination import Page, paginate
+from app.registry.service import VersionEntry, find_version, get_file, get_version, publish_version
+from app.store import ArtefactStore
 from app.tables import Adaptation, Policy
+from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, learner_from_json, load_params, pack, policy_from_json
+from models.learners import MAML, Learner, MAMLConfig
 
 FILE_NAME = "policy.safetensors"
 """What the artefact of a policy's parameters is called."""
@@ -63,6 +68,48 @@ def delete_policy(session: Session, by: Principal, policy_id: str) -> None:
     policy = _find(session, policy_id)
     policy.deleted_at = now()
     audit(session, by, "policies.delete", f"policies/{policy.id}")
+
+
+def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy_id: str, model: str) -> VersionEntry:
+    """Make a policy the next version of a model.
+
+    Its learner is that of the version that the policy comes from, so that it can be adapted further in the same way.
+
+    Raises:
+        Corrupt: If the bytes of the policy are not those that were stored.
+        NotFound: As :func:`get_policy`.
+    """
+    policy = _find(session, policy_id)
+    adaptation = session.get(Adaptation, policy.adaptation_id)
+    parent = None if policy.model is None else find_version(session, policy.model, str(policy.version))
+    learner, params = learner_of(session, policy), load_params(store.read(policy.sha256))
+    if parent is not None:
+        inherited = get_file(session, parent.model, str(parent.number), PARAMETERS_FILE)
+        # What the learner has learned beside the policy, such as inner rates, goes with it.
+        params = load_params(store.read(inherited.sha256)) | params
+    about: dict[str, Any] = {"environment": policy.spec["environment"], "run": None, "policy_id": policy.id}
+    if adaptation is not None:
+        result = adaptation.result or {}
+        returns = {f"return_{when}": result[when]["mean_return"] for when in ("before", "after") if when in result}
+        about |= {
+            "adaptation": adaptation.id,
+            "task": adaptation.task_definition,
+            "method": adaptation.method,
+            "seed": adaptation.seed,
+            "metrics": returns,
+        }
+    manifest, parameters = pack(learner.config, learner.policy, params, about)
+    files = {MANIFEST_FILE: store.put(manifest), PARAMETERS_FILE: store.put(parameters)}
+    version = publish_version(session, model, json.loads(manifest), files, None, parent)
+    audit(session, by, "policies.publish", f"policies/{policy.id}", model=model, version=version.number)
+    return get_version(session, model, str(version.number))
+
+
+def learner_of(session: Session, policy: Policy) -> Learner[Any]:
+    """What adapts a policy further: the learner of the version that it comes from, else MAML's inner loop."""
+    if policy.model is not None:
+        return learner_from_json(find_version(session, policy.model, str(policy.version)).manifest)
+    return MAML(MAMLConfig(), policy_from_json(policy.spec))
 
 
 def _stands() -> ColumnElement[bool]:

@@ -84,7 +84,8 @@ class LineageBody(Schema):
     """Where a version comes from.
 
     ``tasks`` is the selection that its run was given, ``task_ids`` the registered tasks that this was at the time;
-    ``parent`` is the version it started from, ``model/3``.
+    ``parent`` is the version it started from, ``model/3``. One that was a policy has the ids of that and of the
+    adaptation in place of a run, with the task that it was adapted to, and how.
     """
 
     model: str
@@ -96,6 +97,10 @@ class LineageBody(Schema):
     seed: int | None
     code_version: str | None
     parent: str | None
+    policy: str | None
+    adaptation: str | None
+    task: dict[str, Any] | None
+    method: dict[str, Any] | None
 
     @classmethod
     def of(cls, lineage: Lineage) -> LineageBody:
@@ -112,6 +117,10 @@ class LineageBody(Schema):
             seed=manifest.get("seed"),
             code_version=manifest.get("code_version"),
             parent=None if parent is None else f"{parent.model}/{parent.number}",
+            policy=manifest.get("policy_id"),
+            adaptation=manifest.get("adaptation"),
+            task=manifest.get("task"),
+            method=manifest.get("method"),
         )
 
 

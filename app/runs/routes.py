@@ -1,18 +1,19 @@
 """Runs over HTTP."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from app.auth import Caller, Principal, require
 from app.database import Database
 from app.dependencies import RequestDatabase, RequestStore
-from app.errors import BadRequest
+from app.events import STREAM, LastEventId, answer, sequence_of
 from app.files import serve_file
 from app.pagination import RequestPage
-from app.runs import events, service
+from app.runs import service
+from app.runs.events import look
 from app.runs.schemas import EvaluationTasks, Metric, Metrics, NewRun, RunBody, Runs, State
 from app.tasks.schemas import TaskDefinition
 from app.transactions import RequestSession, TransactionalRoute
@@ -21,9 +22,6 @@ router = APIRouter(prefix="/runs", tags=["runs"], route_class=TransactionalRoute
 
 Writer = Annotated[Principal, Depends(require("runs:write"))]
 After = Annotated[int, Query(ge=0, lt=2**31, description="Only what has a larger sequence number.")]
-LastEventId = Annotated[str | None, Header(description="Id of the last event that was received.")]
-
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
 @router.post("", status_code=202)
@@ -70,17 +68,14 @@ def list_run_evaluation_tasks(run_id: str, session: RequestSession, _: Caller) -
     return EvaluationTasks(family=family.name, split=split, seed=seed, tasks=definitions)
 
 
-@router.get("/{run_id}/events", response_class=StreamingResponse, responses=_STREAM)
+@router.get("/{run_id}/events", response_class=StreamingResponse, responses=STREAM)
 async def stream_run_events(
     run_id: str, request: Request, database: RequestDatabase, _: Caller, last_event_id: LastEventId = None
 ) -> StreamingResponse:
     """Server-sent events: `metrics` after `Last-Event-ID`, `state` at first and at every change; ends with the run."""
-    after = _sequence(last_event_id)
+    after = sequence_of(last_event_id)
     await run_in_threadpool(_require_run, database, run_id)
-    stream = events.stream(database, run_id, after, request.is_disconnected)
-    # A proxy that collects the answer before it passes it on would hold every event back.
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return answer(database, lambda session, after: look(session, run_id, after), after, request.is_disconnected)
 
 
 @router.head("/{run_id}/files/checkpoint.safetensors", include_in_schema=False)
@@ -95,13 +90,6 @@ def get_run_checkpoint(
     """The newest state from which the run would resume. ETag is its sha256; Range is honoured."""
     checkpoint = service.newest_checkpoint(session, run_id)
     return serve_file(request, store, "checkpoint.safetensors", checkpoint.sha256, checkpoint.size_bytes)
-
-
-def _sequence(last_event_id: str | None) -> int:
-    text = last_event_id or "0"
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BadRequest("Last-Event-ID must be the id of an event of this stream: a whole number")
-    return int(text)
 
 
 def _require_run(database: Database, run_id: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from app import tables
 from app.auth import Principal, audit
-from app.database import exclusive, new_id, now
+from app.database import exclusive, new_id
 from app.errors import Invalid, NotFound
+from app.leases import request_cancellation
 from app.pagination import Page, paginate
 from app.runs.schemas import NewRun, TaskSelection
 from app.tasks.schemas import Split
@@ -101,17 +102,8 @@ def cancel_run(session: Session, by: Principal, run_id: str) -> tables.Run:
     Raises:
         NotFound: If there is none.
     """
-    moment = now()
-    run = tables.Run
-    # One statement for each state: a worker may claim the run, or end it, at any moment.
-    statements = (
-        (run.state == "queued", {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
-        (run.state == "running", {"cancel_requested_at": func.coalesce(run.cancel_requested_at, moment)}),
-    )
-    for condition, values in statements:
-        statement = update(run).where(run.id == run_id, condition).values(values).returning(run.id)
-        if session.scalar(statement.execution_options(synchronize_session=False)) is not None:
-            audit(session, by, "runs.cancel", f"runs/{run_id}")
+    if request_cancellation(session, tables.Run, run_id):
+        audit(session, by, "runs.cancel", f"runs/{run_id}")
     return get_run(session, run_id)
 
 

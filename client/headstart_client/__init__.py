@@ -1,6 +1,7 @@
 """Client of the Headstart meta-reinforcement-learning service."""
 
 from headstart_client.access import ApiKey
+from headstart_client.adaptations import Adaptation, AdaptationProgress, CurvePoint, Performance
 from headstart_client.client import Client, Health
 from headstart_client.errors import (
     AdaptationFailed,
@@ -24,7 +25,7 @@ from headstart_client.errors import (
     Unauthorised,
 )
 from headstart_client.events import Event
-from headstart_client.policies import Action, Adaptation, CurvePoint, Performance, Policy
+from headstart_client.policies import Action, Policy
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
 from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress, Run
 from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
@@ -35,6 +36,7 @@ __all__ = [
     "Action",
     "Adaptation",
     "AdaptationFailed",
+    "AdaptationProgress",
     "Alias",
     "AliasEvent",
     "ApiKey",

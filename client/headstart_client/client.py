@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from headstart_client.access import ApiKeys
+from headstart_client.adaptations import Adaptations
 from headstart_client.discovery import find_key, find_url
 from headstart_client.errors import ConnectionFailed, Problem
-from headstart_client.policies import Adaptations, Policies
+from headstart_client.policies import Policies
 from headstart_client.registry import Aliases, Models, Versions
 from headstart_client.runs import Runs
 from headstart_client.tasks import Environments, Families, Tasks

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from headstart_client.adaptation_commands import add_adaptations
 from headstart_client.client import Client
 from headstart_client.groups import Group, add_command, add_limit, limited
-from headstart_client.inputs import numbers, object_or_word, pair, parameter_value, read_object, read_tasks
+from headstart_client.inputs import numbers, pair, parameter_value, read_object, read_tasks
 from headstart_client.output import Output, fields, listing, record, table
 from headstart_client.run_commands import add_runs
 from headstart_client.tasks import Task
@@ -20,7 +21,7 @@ def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
     _add_families(Group(parent, "families", "distributions over tasks, and drawing from them", options))
     add_runs(Group(parent, "runs", "background meta-training", options))
     _add_models(Group(parent, "models", "models, their versions and aliases", options))
-    _add_adapt(add_command(parent, "adapt", _adapt, "adapt a model to a task; yields a policy", options))
+    add_adaptations(parent, options)
     _add_act(add_command(parent, "act", _act, "ask a policy for actions", options))
 
 
@@ -199,38 +200,6 @@ def _rollback_alias(client: Client, args: argparse.Namespace) -> Output:
 def _delete_alias(client: Client, args: argparse.Namespace) -> Output:
     client.aliases.delete(args.model, args.alias, if_match=args.if_match)
     return Output({"deleted": args.alias}, f"deleted {args.model}@{args.alias}")
-
-
-def _add_adapt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="MODEL@ALIAS, MODEL/VERSION, or MODEL for its newest version")
-    parser.add_argument("--task", required=True, help="id or name, or a definition as JSON: {...}")
-    parser.add_argument("--method", default="inner-loop", help="name or JSON (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="of the inner loop")
-    parser.add_argument("--episodes", type=int, help="of experience for each step")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--ttl-seconds", type=int, help="how long to keep the policy")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting")
-
-
-def _adapt(client: Client, args: argparse.Namespace) -> Output:
-    chosen = {"steps": args.steps, "episodes": args.episodes}
-    adaptation = client.adapt(
-        args.model,
-        object_or_word(args.task, "--task"),
-        method=object_or_word(args.method, "--method"),
-        seed=args.seed,
-        ttl_seconds=args.ttl_seconds,
-        timeout_s=args.timeout,
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
-    lines = {
-        "policy": adaptation.policy,
-        "model": f"{adaptation.model}/{adaptation.version}" if adaptation.model else None,
-        "return before": adaptation.before and adaptation.before.mean_return,
-        "return after": adaptation.after and adaptation.after.mean_return,
-        "seconds": adaptation.seconds,
-    }
-    return Output(adaptation.raw, fields(lines))
 
 
 def _add_act(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headstart_client.policies import Adaptation
+    from headstart_client.adaptations import Adaptation
     from headstart_client.runs import Run
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})

@@ -40,6 +40,14 @@ def parameter_value(text: str) -> float | bool | str:
         return text
 
 
+def option_value(text: str) -> Any:
+    """Read the value of an option: JSON where it is that, else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def object_or_word(text: str, option: str) -> str | Mapping[str, Any]:
     """Read ``{...}`` as JSON and anything else as it stands."""
     if not text.lstrip().startswith("{"):

@@ -1,4 +1,4 @@
-"""Adaptations, and the policies that they yield."""
+"""Policies: what acts."""
 
 from __future__ import annotations
 
@@ -11,85 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from headstart_client.adaptations import Adaptation
 from headstart_client.downloads import download
-from headstart_client.errors import AdaptationFailed, HeadstartError, InvalidResponse
-from headstart_client.registry import Version, VersionReference, Versions
-from headstart_client.tasks import Task
+from headstart_client.errors import HeadstartError, InvalidResponse
+from headstart_client.registry import Version, Versions
 from headstart_client.transport import Transport, json_of, segment
-from headstart_client.waiting import poll
-from headstart_client.wire import Failure, File, Resource, id_of, parse, without_none
-
-LONGEST_PREFER_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Performance(Resource):
-    """How well a policy did on fresh episodes of a task.
-
-    Attributes:
-        mean_return: Mean undiscounted return, in the task's reward units.
-        episodes: How many episodes it is the mean of.
-    """
-
-    mean_return: float
-    episodes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint(Resource):
-    """One point of an adaptation's learning curve.
-
-    Attributes:
-        episodes: Episodes of experience used until then.
-        environment_steps: Steps of experience used until then.
-        mean_return: Mean undiscounted return.
-    """
-
-    episodes: int | None = None
-    environment_steps: int | None = None
-    mean_return: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adaptation(Resource):
-    """One use of a version on one task.
-
-    Attributes:
-        id: Its unique id.
-        state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``.
-        policy: Id of the policy it yielded; ``None`` until it has succeeded.
-        model: Name of the model it started from; ``None`` from scratch.
-        version: Number of that model's version.
-        task: Id of the task, or its inline definition.
-        method: How it adapted.
-        before: How well the initialisation did.
-        after: How well the adapted policy did.
-        curve: Return against experience.
-        seconds: Time it took.
-        error: Why it failed.
-        seed: Of all its randomness.
-        created_at: When it was asked for, UTC.
-    """
-
-    id: str
-    state: str
-    policy: str | None = None
-    model: str | None = None
-    version: int | None = None
-    task: str | Mapping[str, Any] | None = None
-    method: Mapping[str, Any] = field(default_factory=dict)
-    before: Performance | None = None
-    after: Performance | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    seconds: float | None = None
-    error: Failure | None = None
-    seed: int | None = None
-    created_at: datetime | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has ended, well or badly."""
-        return self.state not in ("queued", "running")
+from headstart_client.wire import File, Resource, id_of, parse, without_none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,86 +68,6 @@ class Action:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-class Adaptations:
-    """``client.adaptations``: uses of a version on a task."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def create(
-        self,
-        model: VersionReference | None,
-        task: str | Task | Mapping[str, Any],
-        *,
-        method: str | Mapping[str, Any] = "inner-loop",
-        seed: int | None = None,
-        ttl_seconds: int | None = None,
-        policy: Mapping[str, Any] | None = None,
-        wait: bool = True,
-        timeout_s: float | None = None,
-        **hyperparameters: Any,
-    ) -> Adaptation:
-        """Adapt a model to a task; this is ``client.adapt``.
-
-        Args:
-            model: A version, or ``"cartpole/3"``, ``"cartpole@champion"``, ``"cartpole"`` (its newest
-                version); ``None`` for a policy from scratch.
-            task: A registered task, its id or name, or the definition of one that is not registered.
-            method: ``"inner-loop"`` or another method's name, or its name and hyperparameters.
-            seed: Of all its randomness.
-            ttl_seconds: How long to keep the policy, in seconds.
-            policy: Architecture, where ``model`` is ``None``.
-            wait: Whether to return only when it has succeeded.
-            timeout_s: When to give up waiting, in seconds; ``None`` for never.
-            **hyperparameters: Of the method, by name: ``steps=1, episodes=20``.
-
-        Returns:
-            The adaptation: with its ``policy``, ``before`` and ``after`` if it was waited for.
-
-        Raises:
-            AdaptationFailed: If it failed.
-            Timeout: If the time is over; the adaptation goes on.
-            InvalidRequest: If something in it is wrong.
-        """
-        named = {"name": method} if isinstance(method, str) else dict(method)
-        body = without_none(
-            task=task.id if isinstance(task, Task) else task,
-            method=named | hyperparameters,
-            seed=seed,
-            ttl_seconds=ttl_seconds,
-            policy=policy,
-        )
-        body["model"] = model.reference if isinstance(model, Version) else model
-        prefer_s = min(LONGEST_PREFER_S, LONGEST_PREFER_S if timeout_s is None else timeout_s) if wait else 0.0
-        answer = self._transport.create(
-            "/v1/adaptations", body, headers={"Prefer": f"wait={int(prefer_s)}"}, answer_within_s=prefer_s
-        )
-        adaptation = parse(Adaptation, answer)
-        if not wait:
-            return adaptation
-        if adaptation.finished:
-            return _succeeded(adaptation)
-        return self.wait(adaptation, None if timeout_s is None else max(0.0, timeout_s - prefer_s))
-
-    def get(self, adaptation: str | Adaptation) -> Adaptation:
-        """An adaptation as it is now."""
-        return parse(Adaptation, self._transport.get(f"/v1/adaptations/{segment(id_of(adaptation))}"))
-
-    def list(self) -> Iterator[Adaptation]:
-        """Every adaptation, fetched as they are iterated over."""
-        return (parse(Adaptation, a) for a in self._transport.items("/v1/adaptations", "adaptations"))
-
-    def wait(self, adaptation: str | Adaptation, timeout_s: float | None = None) -> Adaptation:
-        """Wait for an adaptation to succeed.
-
-        Raises:
-            AdaptationFailed: If it failed or was cancelled.
-            Timeout: If the time, in seconds, is over; the adaptation goes on.
-        """
-        what = f"adaptation {id_of(adaptation)}"
-        return _succeeded(poll(lambda: self.get(adaptation), lambda now: now.finished, what, timeout_s))
-
-
 class Policies:
     """``client.policies``: what acts."""
 
@@ -235,6 +82,18 @@ class Policies:
     def list(self) -> Iterator[Policy]:
         """Every policy, fetched as they are iterated over."""
         return (parse(Policy, p) for p in self._transport.items("/v1/policies", "policies"))
+
+    def publish(self, policy: str | Policy | Adaptation, model: str) -> Version:
+        """Make a policy the next version of a model: it stands when the policy has expired, and can be adapted further.
+
+        Args:
+            policy: The policy or its id, or the adaptation that yielded it.
+            model: Name of the model; made if it is new.
+        """
+        name = policy.policy if isinstance(policy, Adaptation) else id_of(policy)
+        if name is None:
+            raise HeadstartError(f"adaptation {id_of(policy)} has no policy")
+        return parse(Version, self._transport.create(f"/v1/policies/{segment(name)}:publish", {"model": model}))
 
     def delete(self, policy: str | Policy) -> None:
         """Remove a policy and its files."""
@@ -283,12 +142,6 @@ class Policies:
                 raise HeadstartError(f"adaptation {actor.id} has no policy: it is {actor.state}")
             actor = actor.policy
         return f"/v1/policies/{segment(id_of(actor))}"
-
-
-def _succeeded(adaptation: Adaptation) -> Adaptation:
-    if adaptation.state != "succeeded":
-        raise AdaptationFailed(adaptation)
-    return adaptation
 
 
 def _action(answer: Any) -> Action:

@@ -33,7 +33,7 @@ class Model(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class Version(Resource):
-    """An initialisation that a run produced; it never changes.
+    """An initialisation that a run produced, or a policy that was published; it never changes.
 
     Attributes:
         model: Name of its model.
@@ -75,6 +75,10 @@ class Lineage(Resource):
         seed: Of the run.
         code_version: Of the service that trained it.
         parent: The version it started from, like ``cartpole/3``, if any.
+        policy: Of one that was a policy: that policy's id.
+        adaptation: Id of the adaptation that yielded it.
+        task: Definition of the task it was adapted to.
+        method: How it was adapted.
     """
 
     model: str
@@ -86,6 +90,10 @@ class Lineage(Resource):
     seed: int | None = None
     code_version: str | None = None
     parent: str | None = None
+    policy: str | None = None
+    adaptation: str | None = None
+    task: Mapping[str, Any] | None = None
+    method: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,7 +250,7 @@ def test_a_repeated_post_with_one_idempotency_key_adapts_once(client, database):
         ({"task": HERE | {"reward": {"expression": "__import__('os')"}}}, "/task/reward/expression", ""),
         ({"task": HERE | {"name": "x"}}, "/task/name", "unknown field"),
         ({"task": {"environment": "CartPole-v1"}}, "/task", "nav/1 has observations of 2 numbers"),
-        ({"method": {"name": "ppo"}}, "/method/name", "inner-loop"),
+        ({"method": {"name": "pop"}}, "/method/name", "inner-loop"),
         ({"method": {"steps": "2"}}, "/method/steps", "a number"),
         ({"method": {"episodes": 1000}, "task": HERE | {"horizon": 100_000}}, "/method/episodes", "at most"),
         ({"policy": {"hidden": [4]}}, "/policy", "no model"),

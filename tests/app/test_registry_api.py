@@ -151,6 +151,10 @@ def test_lineage_says_where_a_version_comes_from(app, client, publish):
         "seed": 3,
         "code_version": "0.1.0+core.abc",
         "parent": "cartpole/1",
+        "policy": None,
+        "adaptation": None,
+        "task": None,
+        "method": None,
     }
     assert client.get("/v1/models/cartpole/versions/1/lineage").json()["run"] is None
 

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from app.database import Database
 from app.settings import Settings
-from app.tables import Run
+from app.tables import Adaptation, Run
 
 COMMAND = str(Path(sys.executable).with_name("headstart-server"))
 
@@ -94,8 +94,15 @@ class Service:
 
     def worker_of(self, run_id):
         """Process id of the worker that has the run."""
+        return self._worker_of(Run, run_id)
+
+    def adapter_of(self, adaptation_id):
+        """Process id of the worker that has the adaptation."""
+        return self._worker_of(Adaptation, adaptation_id)
+
+    def _worker_of(self, table, id_):
         with self.database.snapshot() as session:
-            owner = session.scalar(select(Run.lease_owner).where(Run.id == run_id))
+            owner = session.scalar(select(table.lease_owner).where(table.id == id_))
         return None if owner is None else int(owner.rpartition(":")[2])
 
     def crashes_of(self, run_id):

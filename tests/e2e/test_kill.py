@@ -95,3 +95,51 @@ def test_a_service_that_is_stopped_or_killed_goes_on_where_it_was(service, undis
     wait_until(lambda: not any(is_alive(pid) for pid in children), 10)
     service.start()
     assert service.parameters_of(run_id) == undisturbed
+
+
+FINE_TUNING = {
+    "model": None,
+    "policy": {"hidden": [8]},
+    "task": {"environment": "CartPole-v1", "horizon": 50},
+    "method": {"name": "dqn", "environment_steps": 6000, "warm_up_steps": 200, "evaluation_episodes": 2},
+    "seed": 5,
+}
+
+
+def fine_tune(service):
+    return service.http.post("/v1/adaptations", json=FINE_TUNING, headers={"Prefer": "wait=0"}).json()["id"]
+
+
+def adaptation(service, adaptation_id):
+    return service.http.get(f"/v1/adaptations/{adaptation_id}").json()
+
+
+def fine_tuned(service, adaptation_id):
+    """The learning curve and the digest of the policy."""
+    wait_until(lambda: adaptation(service, adaptation_id)["state"] not in ("queued", "running"), 120)
+    body = adaptation(service, adaptation_id)
+    assert body["state"] == "succeeded", body
+    return body["curve"], service.http.get(f"/v1/policies/{body['policy']}").json()["files"][0]["sha256"]
+
+
+def test_fine_tuning_whose_worker_is_killed_ends_bit_for_bit_like_an_undisturbed_one(service):
+    undisturbed = fine_tuned(service, fine_tune(service))
+    adaptation_id = fine_tune(service)
+    for attempt, reached in ((1, 0.2), (2, 0.5)):
+        wait_until(lambda reached=reached: adaptation(service, adaptation_id)["progress"]["fraction"] >= reached)
+        assert adaptation(service, adaptation_id)["attempts"] == attempt
+        os.kill(service.adapter_of(adaptation_id), signal.SIGKILL)
+    assert fine_tuned(service, adaptation_id) == undisturbed
+    assert adaptation(service, adaptation_id)["attempts"] == 3
+
+
+def test_running_fine_tuning_is_cancelled_within_two_seconds(service):
+    method = FINE_TUNING["method"] | {"environment_steps": 10**8, "updates": 100, "batch_size": 10_000}
+    body = FINE_TUNING | {"method": method}
+    adaptation_id = service.http.post("/v1/adaptations", json=body, headers={"Prefer": "wait=0"}).json()["id"]
+    wait_until(lambda: adaptation(service, adaptation_id)["state"] == "running")
+    time.sleep(0.5)
+    asked = time.monotonic()
+    service.http.post(f"/v1/adaptations/{adaptation_id}:cancel")
+    wait_until(lambda: adaptation(service, adaptation_id)["state"] == "cancelled")
+    assert time.monotonic() - asked < 2

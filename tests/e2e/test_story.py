@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from headstart_client import AdaptationFailed, Client, InvalidRequest, NotFound, PreconditionFailed, RunFailed
 
+CARTPOLE = {"environment": "CartPole-v1", "horizon": 50}
 HEADSTART = str(Path(sys.executable).with_name("headstart"))
 SMALL = {
     "learner": {"name": "maml", "tasks_per_iteration": 3, "episodes_per_task": 4, "inner_learning_rate": 1.0},
@@ -170,6 +171,56 @@ def test_the_command_line_tells_the_same_story(service, tmp_path):
     fetched = headstart(service, "models", "fetch", "shell@champion", "--out", str(tmp_path / "shell"))
     assert fetched.returncode == 0
     assert (tmp_path / "shell" / "parameters.safetensors").exists()
+
+
+def test_a_policy_is_trained_on_published_and_trained_on_again(client, version):
+    first = client.adapt(version, CARTPOLE, method="ppo", environment_steps=1000, steps=20, epochs=2)
+    assert (first.stopped_by, first.progress.fraction) == ("environment_steps", 1.0)
+    assert first.curve[0].mean_return == first.before.mean_return
+    assert first.curve[-1].environment_steps == first.progress.environment_steps
+    second = client.adapt(None, CARTPOLE, policy=first.policy, method="dqn", environment_steps=600, wait=False)
+    assert second.start_policy == first.policy
+    events = list(client.adaptations.events(second))
+    second = client.adaptations.get(second)
+    assert [event.kind for event in events].count("curve") == len(second.curve)
+    published = client.policies.publish(second, "story-tuned")
+    lineage = client.versions.lineage(published)
+    assert (lineage.parent, lineage.policy, lineage.method["name"]) == (version.reference, second.policy, "dqn")
+    assert client.act(published, [0.1, 0.0, 0.2, 0.0]).actions[0] in (0, 1)
+    many = client.adaptations.create_many(
+        published,
+        [CARTPOLE | {"parameters": {"length": length}} for length in (0.3, 0.6)],
+        method="inner-loop",
+        steps=1,
+    )
+    assert [each.state for each in many] == ["succeeded"] * 2
+
+
+def test_the_command_line_trains_on_and_publishes(service):
+    task = json.dumps(CARTPOLE)
+    made = headstart(
+        service,
+        *("adapt", "--policy", '{"hidden": [8]}', "--task", task, "--method", "ppo", "--environment-steps", "600"),
+        *("--option", "epochs=2", "--option", "schedule=constant", "--json"),
+    )
+    assert made.returncode == 0, made.stderr
+    body = json.loads(made.stdout)
+    assert (body["method"]["epochs"], body["method"]["schedule"], body["stopped_by"]) == (
+        2,
+        "constant",
+        "environment_steps",
+    )
+    published = headstart(service, "policies", "publish", body["policy"], "from-the-shell", "--json")
+    assert json.loads(published.stdout)["version"] == 1, published.stderr
+    for words in (("adaptations", "list"), ("policies", "list"), ("adaptations", "get", body["id"])):
+        told = headstart(service, *words)
+        assert told.returncode == 0
+        assert body["id"] in told.stdout
+    neither = headstart(service, "adapt", "--task", task)
+    assert (neither.returncode, "--policy" in neither.stderr) == (2, True)
+    endless = headstart(service, "adapt", "from-the-shell", "--task", task, "--method", "sac")
+    assert endless.returncode == 1
+    assert "at least one of environment_steps" in endless.stderr
 
 
 def test_a_run_is_watched_at_a_terminal_and_by_a_program(service, client):

@@ -1,0 +1,77 @@
+"""What adaptations start from: a version, a policy that came of one or of none, or a new policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.adaptations.service import learner_from_scratch
+from app.errors import NotFound
+from app.policies.service import learner_of
+from app.store import ArtefactStore
+from app.tables import Adaptation, Policy, Version, VersionFile
+from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, check_params, from_json, load_params, unpack
+from models.learners import Learner
+from models.policy import PolicyConfig
+from models.types import Params, Task, stack_params
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is written down of it.
+
+    Attributes:
+        architecture: Of a new policy, where there is neither version nor policy.
+        files: Digests of the version's files.
+        policy: Digest of the policy's parameters, with the learner that adapts it further.
+    """
+
+    architecture: Mapping[str, Any]
+    files: Mapping[str, str]
+    policy: tuple[str, Learner[Any]] | None
+
+    def build(self, store: ArtefactStore, task: Task, seeds: Sequence[int]) -> tuple[Learner[Any], Params]:
+        """The learner, and a policy to start from for each seed, [N, ...].
+
+        Raises:
+            Corrupt: If an artefact's bytes are not those that were stored.
+            InvalidArtefact: If they do not fit together.
+        """
+        params: Params = {}
+        if self.files:
+            artefact = unpack(store.read(self.files[MANIFEST_FILE]), store.read(self.files[PARAMETERS_FILE]))
+            learner, params = artefact.build(), artefact.params
+        if self.policy is not None:
+            sha256, learner = self.policy
+            # What a version has learned beside its policy, such as inner rates, goes on.
+            params = params | check_params(learner.policy.shapes(), load_params(store.read(sha256)))
+        if params:
+            return learner, stack_params(params, len(seeds))
+        learner = learner_from_scratch(from_json(PolicyConfig, self.architecture), task)
+        new = [learner.initialise(seed).params for seed in seeds]
+        return learner, {name: torch.stack([each[name] for each in new]) for name in new[0]}
+
+
+def read_origin(session: Session, adaptation: Adaptation) -> Origin:
+    """What an adaptation starts from.
+
+    Raises:
+        NotFound: If that was a policy which is no more.
+    """
+    statement = (
+        select(VersionFile.name, VersionFile.sha256)
+        .join(Version, Version.id == VersionFile.version_id)
+        .where(Version.model == adaptation.model, Version.number == adaptation.version)
+    )
+    files = {name: sha256 for name, sha256 in session.execute(statement)}
+    if adaptation.start_policy_id is None:
+        return Origin(adaptation.request["policy"] or {}, files, None)
+    policy = session.get(Policy, adaptation.start_policy_id)
+    if policy is None:
+        raise NotFound(f"there is no policy {adaptation.start_policy_id!r}")
+    return Origin({}, files, (policy.sha256, learner_of(session, policy)))

@@ -1,0 +1,146 @@
+"""The commands about adaptations and the policies that they yield."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from headstart_client.adaptations import Adaptation
+from headstart_client.client import Client
+from headstart_client.groups import Group, add_command, add_limit, limited
+from headstart_client.inputs import UsageError, object_or_word, option_value, pair
+from headstart_client.output import Output, fields, listing, record
+from headstart_client.progress import amount, figure
+from headstart_client.waiting import goes_on
+
+LIMITS = ("environment_steps", "seconds", "target_return")
+
+
+def add_adaptations(parent: Any, options: argparse.ArgumentParser) -> None:
+    """Add ``adapt``, ``adaptations`` and ``policies``."""
+    _add_adapt(add_command(parent, "adapt", _adapt, "adapt a model to a task; yields a policy", options))
+    group = Group(parent, "adaptations", "uses of a version on a task", options)
+    add_limit(group.verb("list", _list_adaptations, "adaptations, newest first"))
+    for parser in (
+        group.verb("get", _get_adaptation, "one adaptation"),
+        group.verb("cancel", _cancel_adaptation, "ask an adaptation to stop"),
+    ):
+        parser.add_argument("adaptation", help="id")
+    group = Group(parent, "policies", "what adaptations yield", options)
+    add_limit(group.verb("list", _list_policies, "policies that stand, newest first"))
+    publish = group.verb("publish", _publish_policy, "make a policy the next version of a model")
+    for parser in (
+        group.verb("get", _get_policy, "one policy"),
+        group.verb("delete", _delete_policy, "remove a policy"),
+        publish,
+    ):
+        parser.add_argument("policy", help="id")
+    publish.add_argument("model", help="name; made if it is new")
+
+
+def _add_adapt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="MODEL@ALIAS, MODEL/VERSION, or MODEL for its newest version")
+    parser.add_argument(
+        "--policy",
+        help="instead of a model: id of the policy to go on from, or a new one's architecture as JSON: {...}",
+    )
+    parser.add_argument("--task", required=True, help="id or name, or a definition as JSON: {...}")
+    parser.add_argument(
+        "--method", default="inner-loop", help="inner-loop, ppo, dqn or sac, or JSON (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="of the inner loop")
+    parser.add_argument("--episodes", type=int, help="for each step of the inner loop; else a budget")
+    parser.add_argument("--environment-steps", type=int, metavar="N", help="budget of ppo, dqn or sac")
+    parser.add_argument("--seconds", type=float, help="budget of ppo, dqn or sac")
+    parser.add_argument("--target-return", type=float, metavar="RETURN", help="end where this is reached")
+    parser.add_argument(
+        "--option", action="append", type=pair, metavar="NAME=VALUE", help="any other option of the method"
+    )
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--ttl-seconds", type=int, help="how long to keep the policy")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting; it goes on")
+
+
+def _adapt(client: Client, args: argparse.Namespace) -> Output:
+    if (args.model is None) == (args.policy is None):
+        raise UsageError("give a MODEL or --policy, one of them")
+    chosen = {name: getattr(args, name) for name in ("steps", "episodes", *LIMITS)}
+    chosen |= {name: option_value(value) for name, value in args.option or ()}
+    show = _line_on(sys.stderr) if sys.stderr.isatty() and not args.json else None
+    adaptation = client.adaptations.create(
+        args.model,
+        object_or_word(args.task, "--task"),
+        method=object_or_word(args.method, "--method"),
+        seed=args.seed,
+        ttl_seconds=args.ttl_seconds,
+        policy=None if args.policy is None else object_or_word(args.policy, "--policy"),
+        wait=show is None,
+        timeout_s=args.timeout,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    if show is not None:
+        with goes_on(f"adaptation {adaptation.id}", f"headstart adaptations cancel {adaptation.id}"):
+            adaptation = client.adaptations.wait(adaptation, args.timeout, show=show)
+    lines = {
+        "policy": adaptation.policy,
+        "model": f"{adaptation.model}/{adaptation.version}" if adaptation.model else None,
+        "return before": adaptation.before and adaptation.before.mean_return,
+        "return after": adaptation.after and adaptation.after.mean_return,
+        "environment steps": adaptation.curve[-1].environment_steps if adaptation.curve else None,
+        "stopped by": adaptation.stopped_by,
+        "seconds": adaptation.seconds,
+    }
+    return Output(adaptation.raw, fields({name: value for name, value in lines.items() if value is not None}))
+
+
+def _line_on(stream: Any) -> Callable[[Adaptation], None]:
+    """What keeps one line up to date with how far an adaptation is."""
+    started_s = time.monotonic()
+
+    def show(adaptation: Adaptation) -> None:
+        method = adaptation.method.get("name", "adaptation")
+        line = f"{method}: {adaptation.state}"
+        if adaptation.state == "running" and adaptation.curve:
+            progress = adaptation.progress
+            line = f"{method} {progress.fraction:4.0%}  {amount(progress.environment_steps)} steps"
+            line += f"  return {figure(adaptation.curve[-1].mean_return or 0.0)}"
+        stream.write(f"\r{line}  {time.monotonic() - started_s:.0f} s\x1b[K")
+        if adaptation.finished:
+            stream.write("\r\x1b[K")
+        stream.flush()
+
+    return show
+
+
+def _list_adaptations(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["id", "state", "model", "version", "method.name", "progress.fraction", "after.mean_return", "policy"]
+    return listing("adaptations", limited(client.adaptations.list(), args.limit), columns)
+
+
+def _get_adaptation(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.adaptations.get(args.adaptation))
+
+
+def _cancel_adaptation(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.adaptations.cancel(args.adaptation))
+
+
+def _list_policies(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["id", "model", "version", "adaptation", "created_at", "expires_at"]
+    return listing("policies", limited(client.policies.list(), args.limit), columns)
+
+
+def _get_policy(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.policies.get(args.policy))
+
+
+def _delete_policy(client: Client, args: argparse.Namespace) -> Output:
+    client.policies.delete(args.policy)
+    return Output({"deleted": args.policy}, f"deleted {args.policy}")
+
+
+def _publish_policy(client: Client, args: argparse.Namespace) -> Output:
+    return record(client.policies.publish(args.policy, args.model))

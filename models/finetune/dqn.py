@@ -1,0 +1,190 @@
+"""Deep Q-learning, of N policies at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, final
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+from typing_extensions import override
+
+from models import random
+from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling, within
+from models.finetune.networks import Networks
+from models.finetune.replay import Replay, Transitions
+from models.finetune.stream import Segment
+from models.policy import Policy
+from models.tasks import TaskBatch
+from models.types import Params
+
+_EXPLORE, _SAMPLE = 3, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig(FineTuneConfig):
+    """Deep Q-learning with a target network (Mnih et al. 2015), for discrete actions.
+
+    It learns the very tensors of the policy. With logits ℓ(s, a), value head V(s) and temperature τ,
+
+        Q(s, a) = V(s) + τ (ℓ(s, a) - max_b ℓ(s, b)),
+
+    the dueling form of Wang et al. 2016 (eq. 8). A policy that it starts from thus says what is best where (its most
+    likely action has the highest value, V), and by how much: τ for every nat (as in O'Donoghue et al. 2017, "PGQL",
+    eq. 8). What it ends with is a policy again: its most likely action is the greedy one, V its value, and sampled
+    actions follow exp(Q / τ).
+    """
+
+    name: Literal["dqn"] = "dqn"
+
+    learning_rate: LearningRate = 1e-3
+    """Of Adam."""
+
+    schedule: Literal["linear", "constant"] = "linear"
+    """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
+
+    temperature: Annotated[float, Gt(0), Le(1e6)] = 1.0
+    """τ: what one nat of the policy's logits is worth, in reward units."""
+
+    parallel_episodes: Annotated[int, Ge(1), Le(1024)] = 8
+    """Episodes that run side by side."""
+
+    steps: Annotated[int, Ge(1), Le(100_000)] = 4
+    """Steps that each of them takes between two rounds of updates."""
+
+    updates: Annotated[int, Ge(1), Le(100_000)] = 16
+    """Updates of a round."""
+
+    batch_size: Annotated[int, Ge(1), Le(100_000)] = 128
+    """Samples of an update."""
+
+    buffer_size: Annotated[int, Ge(2), Le(10_000_000)] = 50_000
+    """Steps that are kept to learn from, the newest."""
+
+    warm_up_steps: Annotated[int, Ge(0), Le(10_000_000)] = 1_000
+    """Environment steps before the first update."""
+
+    n_steps: Annotated[int, Ge(1), Le(100)] = 3
+    """Rewards that a target sums before it trusts the network."""
+
+    double: bool = True
+    """The network chooses the action whose value the target network tells (van Hasselt et al. 2016)."""
+
+    target_rate: Annotated[float, Gt(0), Le(1)] = 0.01
+    """Share of the way that the target network follows in an update; 1 for no target network."""
+
+    initial_exploration: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Share of actions that are random at first."""
+
+    final_exploration: Annotated[float, Ge(0), Le(1)] = 0.04
+    """Share of actions that are random once it has fallen."""
+
+    exploration_fraction: Annotated[float, Gt(0), Le(1)] = 0.16
+    """Share of the budget over which it falls."""
+
+    priority_exponent: Annotated[float, Ge(0), Le(1)] = 0.0
+    """α: samples are drawn in proportion to this power of how wrong the network was about them (Schaul et al. 2016);
+    0 draws uniformly."""
+
+    priority_correction: Annotated[float, Ge(0), Le(1)] = 0.4
+    """β at first, 1 in the end: how far the weights of samples make up for that."""
+
+    max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = 10.0
+    """Length to which a gradient is cut; null for no limit."""
+
+
+@final
+class DQN(FineTuner[DQNConfig]):
+    """See :class:`DQNConfig`."""
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        policy: Policy,
+        params: Params,
+        tasks: TaskBatch,
+        keys: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(config, policy, params, tasks, keys, state)
+        weights = {name: params[name] for name in policy.trainable()}
+        self._online, self._target = Networks(weights), Networks(weights)
+        discount, exponent = tasks.discount, config.priority_exponent
+        self._replay = Replay(config.buffer_size, self.places, config.n_steps, discount, exponent)
+        if state is not None:
+            self._online.restore("online", state)
+            self._target.restore("target", state)
+            self._replay.restore(within("replay", state))
+
+    @property
+    @override
+    def places(self) -> int:
+        return self.config.parallel_episodes
+
+    @property
+    @override
+    def policies(self) -> Params:
+        return self._online.rows(slice(None)) | self.statistics
+
+    @override
+    def state(self) -> Params:
+        networks = self._online.state("online") | self._target.state("target")
+        return super().state() | networks | {f"replay.{name}": value for name, value in self._replay.state().items()}
+
+    @override
+    def round(self, used: Tensor) -> tuple[Segment, Metrics]:
+        config = self.config
+        exploration = falling(config.initial_exploration, config.final_exploration, used / config.exploration_fraction)
+        segment = self._act(exploration)
+        self._replay.add(segment)
+        metrics = {"exploration": float(exploration.mean())}
+        if self.stream.time * self.places < config.warm_up_steps or not self._replay.size:
+            return segment, metrics
+        rate = falling(config.learning_rate, 0.0 if config.schedule == "linear" else config.learning_rate, used)
+        correction = falling(config.priority_correction, 1.0, used)
+        keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
+        draws = random.uniform(keys, config.updates * config.batch_size, self.discount.dtype)
+        for part in torch.split(draws, config.batch_size, 1):
+            sample = self._replay.sample(part, correction)
+            loss, error = self._loss(sample, leaves := self._online.leaves())
+            norm = self._online.descend(
+                torch.autograd.grad(loss.sum(), list(leaves.values())), rate, config.max_gradient_norm
+            )
+            self._replay.judge(sample, error)
+            self._target.follow(self._online, config.target_rate)
+        return segment, metrics | {"loss": float(loss.detach().mean()), "gradient_norm": float(norm.mean())}
+
+    @torch.no_grad()
+    def _act(self, exploration: Tensor) -> Segment:
+        steps, actions = self.config.steps, self.policy.action_size
+        head = self.policy.acting(self.policies)
+        draws = random.uniform(random.fold_in(self.stream.keys(steps), _EXPLORE), 2, self.discount.dtype)
+        explores = draws[..., 0] < exploration.unsqueeze(1)
+        anything = (draws[..., 1] * actions).long().clamp(max=actions - 1)
+
+        def act(observation: Tensor, t: int) -> Tensor:
+            return torch.where(explores[:, t], anything[:, t], self.policy.choose(head(observation, t), None))
+
+        return self.stream.advance(steps, act)
+
+    def _loss(self, sample: Transitions, leaves: Params) -> tuple[Tensor, Tensor]:
+        """Loss of each task, and each sample's error, [N, M]."""
+        with torch.no_grad():
+            after = self.action_values(self._target.params, sample.next_observation)
+            chooser = self._online.params if self.config.double else self._target.params
+            by = self.action_values(chooser, sample.next_observation) if self.config.double else after
+            best = after.gather(-1, by.argmax(-1, keepdim=True)).squeeze(-1)
+            target = sample.reward + sample.discount * best
+        value = self.action_values(leaves, sample.observation).gather(-1, sample.action.unsqueeze(-1)).squeeze(-1)
+        loss = torch.nn.functional.smooth_l1_loss(value, target, reduction="none")
+        return (sample.weight * loss).mean(1), (target - value).detach()
+
+    def action_values(self, networks: Params, observation: Tensor) -> Tensor:
+        """Q(s, a) of observations [N, M, O] by N networks, [N, M, A]."""
+        networks = networks | self.statistics
+        features = self.policy.features(networks, observation)
+        logits = self.policy.head(networks, features)
+        advantage = logits - logits.amax(-1, keepdim=True)
+        return self.policy.value(networks, features).unsqueeze(-1) + self.config.temperature * advantage
