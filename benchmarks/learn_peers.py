@@ -39,7 +39,11 @@ EPISODES = 100
 STEPS = {"ppo": 100_000, "dqn": 50_000}
 
 OURS: dict[str, tuple[MethodConfig, PolicyConfig, float]] = {
-    "ppo": (PPOConfig(environment_steps=STEPS["ppo"]), PolicyConfig(hidden=(64, 64)), 0.98),
+    "ppo": (
+        PPOConfig(environment_steps=STEPS["ppo"], parallel_episodes=16, steps=16, epochs=10, learning_rate=3e-3),
+        PolicyConfig(hidden=(64, 64)),
+        0.98,
+    ),
     "dqn": (DQNConfig(environment_steps=STEPS["dqn"]), PolicyConfig(hidden=(64, 64)), 0.99),
 }
 """Method, architecture and discount of ours."""

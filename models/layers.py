@@ -89,17 +89,17 @@ class _LinearGradient(Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(grad, x, weight)
-        return torch.bmm(grad, weight.transpose(1, 2)), _narrow_outer(x, grad), grad.sum(1)
+        return torch.bmm(grad, weight.transpose(1, 2)), narrow_outer(x, grad), grad.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_x: Tensor, by_weight: Tensor, by_bias: Tensor) -> tuple[Tensor, ...]:
         grad, x, weight = ctx.saved_tensors
         to_grad = torch.baddbmm(by_bias.unsqueeze(1), x, by_column(by_weight)).baddbmm_(by_x, by_column(weight))
-        return to_grad, torch.bmm(grad, by_weight.transpose(1, 2)), _narrow_outer(by_x, grad)
+        return to_grad, torch.bmm(grad, by_weight.transpose(1, 2)), narrow_outer(by_x, grad)
 
 
-def _narrow_outer(x: Tensor, narrow: Tensor) -> Tensor:
+def narrow_outer(x: Tensor, narrow: Tensor) -> Tensor:
     """xᵀ n for [N, M, H] and [N, M, A] with few columns A, in the layout that is multiplied quickest."""
     return torch.bmm(narrow.transpose(1, 2), x).transpose(1, 2)
 

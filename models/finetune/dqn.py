@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from models import random
 from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling, within
+from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
 from models.finetune.replay import Replay, Transitions
 from models.finetune.stream import Segment
@@ -109,8 +110,12 @@ class DQN(FineTuner[DQNConfig]):
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(config, policy, params, tasks, keys, state)
-        weights = {name: params[name] for name in policy.trainable()}
-        self._online, self._target = Networks(weights), Networks(weights)
+        # One product gives both heads, and one what the online and the target networks think of a next state.
+        weights = {name: params[name] for name in policy.trainable() if not name.startswith(("policy.", "value."))}
+        weights["heads.weight"] = torch.cat([params["policy.weight"], params["value.weight"]], -1)
+        weights["heads.bias"] = torch.cat([params["policy.bias"], params["value.bias"]], -1)
+        self._both = Networks.of({name: value.repeat(2, *[1] * (value.dim() - 1)) for name, value in weights.items()})
+        self._online, self._target = self._both.part(slice(self.count)), self._both.part(slice(self.count, None))
         discount, exponent = tasks.discount, config.priority_exponent
         self._replay = Replay(config.buffer_size, self.places, config.n_steps, discount, exponent)
         if state is not None:
@@ -126,7 +131,10 @@ class DQN(FineTuner[DQNConfig]):
     @property
     @override
     def policies(self) -> Params:
-        return self._online.rows(slice(None)) | self.statistics
+        policies = self._online.rows(slice(None))
+        weight, bias = policies.pop("heads.weight"), policies.pop("heads.bias")
+        policies |= {"policy.weight": weight[..., :-1], "policy.bias": bias[..., :-1]}
+        return policies | {"value.weight": weight[..., -1:], "value.bias": bias[..., -1:]} | self.statistics
 
     @override
     def state(self) -> Params:
@@ -146,45 +154,66 @@ class DQN(FineTuner[DQNConfig]):
         correction = falling(config.priority_correction, 1.0, used)
         keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
         draws = random.uniform(keys, config.updates * config.batch_size, self.discount.dtype)
-        for part in torch.split(draws, config.batch_size, 1):
-            sample = self._replay.sample(part, correction)
-            loss, error = self._loss(sample, leaves := self._online.leaves())
-            norm = self._online.descend(
-                torch.autograd.grad(loss.sum(), list(leaves.values())), rate, config.max_gradient_norm
-            )
+        samples: Iterable[Transitions]
+        if config.priority_exponent:
+            samples = (self._replay.sample(part, correction) for part in torch.split(draws, config.batch_size, 1))
+        else:
+            # What is drawn depends on nothing that is learned meanwhile.
+            samples = self._replay.sample(draws).split(config.batch_size)
+        for sample in samples:
+            gradient, error = self._gradient(sample)
+            norm = self._online.descend(gradient, rate, config.max_gradient_norm)
             self._replay.judge(sample, error)
             self._target.follow(self._online, config.target_rate)
-        return segment, metrics | {"loss": float(loss.detach().mean()), "gradient_norm": float(norm.mean())}
+        return segment, metrics | {"error": float(error.abs().mean()), "gradient_norm": float(norm.mean())}
 
     @torch.no_grad()
     def _act(self, exploration: Tensor) -> Segment:
         steps, actions = self.config.steps, self.policy.action_size
-        head = self.policy.acting(self.policies)
+        decide = self.policy.acting(self.policies)
         draws = random.uniform(random.fold_in(self.stream.keys(steps), _EXPLORE), 2, self.discount.dtype)
         explores = draws[..., 0] < exploration.unsqueeze(1)
         anything = (draws[..., 1] * actions).long().clamp(max=actions - 1)
 
         def act(observation: Tensor, t: int) -> Tensor:
-            return torch.where(explores[:, t], anything[:, t], self.policy.choose(head(observation, t), None))
+            return torch.where(explores[:, t], anything[:, t], self.policy.choose(decide(observation, t), None))
 
         return self.stream.advance(steps, act)
 
-    def _loss(self, sample: Transitions, leaves: Params) -> tuple[Tensor, Tensor]:
-        """Loss of each task, and each sample's error, [N, M]."""
-        with torch.no_grad():
-            after = self.action_values(self._target.params, sample.next_observation)
-            chooser = self._online.params if self.config.double else self._target.params
-            by = self.action_values(chooser, sample.next_observation) if self.config.double else after
-            best = after.gather(-1, by.argmax(-1, keepdim=True)).squeeze(-1)
-            target = sample.reward + sample.discount * best
-        value = self.action_values(leaves, sample.observation).gather(-1, sample.action.unsqueeze(-1)).squeeze(-1)
-        loss = torch.nn.functional.smooth_l1_loss(value, target, reduction="none")
-        return (sample.weight * loss).mean(1), (target - value).detach()
+    @torch.no_grad()
+    def _gradient(self, sample: Transitions) -> tuple[Params, Tensor]:
+        """Gradient of each network's loss by its tensors, and each sample's error, [N, M].
 
-    def action_values(self, networks: Params, observation: Tensor) -> Tensor:
-        """Q(s, a) of observations [N, M, O] by N networks, [N, M, A]."""
-        networks = networks | self.statistics
-        features = self.policy.features(networks, observation)
-        logits = self.policy.head(networks, features)
-        advantage = logits - logits.amax(-1, keepdim=True)
-        return self.policy.value(networks, features).unsqueeze(-1) + self.config.temperature * advantage
+            L = mean w huber(Q(s, a) - y),    y = Σ γ^k r_k + γ^n max_b Q(s', b)
+
+        where double Q-learning has the online network choose b and the target network value it.
+        """
+        online = self._online.params
+        statistics = {name: value.repeat(2, 1) for name, value in self.statistics.items()}
+        seen = sample.next_observation.repeat(2, 1, 1)
+        by, after = self._action_values(self._both.params, statistics, seen).reshape(
+            2, self.count, *seen.shape[1:2], -1
+        )
+        choice = (by if self.config.double else after).argmax(-1, keepdim=True)
+        target = sample.reward + sample.discount * after.gather(-1, choice).squeeze(-1)
+        features, pull = trunk(self.policy, online, self.statistics, sample.observation)
+        out = head(online, "heads", features)
+        logits, value = out[..., :-1], out[..., -1:]
+        highest, greedy = logits.max(-1, keepdim=True)
+        taken = sample.action.unsqueeze(-1)
+        advantage = logits.gather(-1, taken) - highest
+        error = (value + self.config.temperature * advantage).squeeze(-1) - target
+        # Of the Huber loss; it reaches V, the logit of the action taken and, with the other sign, the highest one.
+        slope = (error.clamp(-1.0, 1.0) * sample.weight / error.shape[1]).unsqueeze(-1)
+        by_out = torch.zeros_like(out)
+        scaled = self.config.temperature * slope
+        by_out.scatter_add_(-1, taken, scaled).scatter_add_(-1, greedy, -scaled)
+        by_out[..., -1:] = slope
+        by_features, gradient = pull_head(online, "heads", features, by_out)
+        return gradient | pull(by_features), error
+
+    def _action_values(self, networks: Params, statistics: Params, observation: Tensor) -> Tensor:
+        """Q(s, a) of observations [K, M, O] by K networks, [K, M, A]."""
+        out = head(networks, "heads", self.policy.features(networks | statistics, observation))
+        logits = out[..., :-1]
+        return out[..., -1:] + self.config.temperature * (logits - logits.amax(-1, keepdim=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -18,18 +18,29 @@ class Networks:
     """``K`` networks of one shape as a tensor [K, P], which Adam updates in place.
 
     Args:
-        params: Tensors [K, ...] that are copied.
+        shapes: Of each tensor of one network, by name.
+        flat: All of them, [K, P]; it is changed in place.
 
     Attributes:
         params: The tensors as views of that one tensor: they change with every step.
     """
 
-    def __init__(self, params: Params) -> None:
-        self._flat = torch.cat([value.flatten(1) for value in params.values()], 1)
-        self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
-        self._steps = torch.zeros_like(self._flat[:, :1])
-        self._shapes = {name: value.shape[1:] for name, value in params.items()}
-        self.params = self._views(self._flat)
+    def __init__(self, shapes: Mapping[str, torch.Size], flat: Tensor) -> None:
+        self._shapes = dict(shapes)
+        self._flat = flat
+        self._mean, self._square = torch.zeros_like(flat), torch.zeros_like(flat)
+        self._steps = torch.zeros_like(flat[:, :1])
+        self.params = self._views(flat)
+
+    @staticmethod
+    def of(params: Params) -> Networks:
+        """Networks of copies of these tensors, [K, ...]."""
+        flat = torch.cat([value.flatten(1) for value in params.values()], 1)
+        return Networks({name: value.shape[1:] for name, value in params.items()}, flat)
+
+    def part(self, rows: slice) -> Networks:
+        """Some of the networks, with moments of their own; what changes these changes those."""
+        return Networks(self._shapes, self._flat[rows])
 
     def _views(self, flat: Tensor) -> Params:
         pieces = torch.split(flat, [shape.numel() for shape in self._shapes.values()], 1)
@@ -39,14 +50,10 @@ class Networks:
         """Copies of the tensors of some networks."""
         return {name: value[rows].clone() for name, value in self.params.items()}
 
-    def leaves(self) -> Params:
-        """The tensors as something to differentiate by."""
-        return {name: value.detach().requires_grad_() for name, value in self.params.items()}
-
     @torch.no_grad()
     def descend(
         self,
-        gradient: Sequence[Tensor],
+        gradient: Mapping[str, Tensor],
         learning_rate: Tensor | float,
         max_norm: float | None = None,
         active: Tensor | None = None,
@@ -54,7 +61,7 @@ class Networks:
         """One step of Adam down a gradient.
 
         Args:
-            gradient: Of all tensors, in the order of :attr:`params`.
+            gradient: By the names of all tensors.
             learning_rate: One, or one of each network, [K, 1].
             max_norm: Length to which each network's gradient is cut.
             active: Which networks to update, [K, 1] bool; by default all.
@@ -64,7 +71,7 @@ class Networks:
 
         Source: Kingma & Ba 2015, algorithm 1.
         """
-        flat = torch.cat([g.flatten(1) for g in gradient], 1)
+        flat = torch.cat([gradient[name].flatten(1) for name in self._shapes], 1)
         norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
         if max_norm is not None:
             flat *= (max_norm / (norm + 1e-12)).clamp(max=1.0).unsqueeze(1)

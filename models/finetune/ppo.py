@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from models import random
 from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling, fitted_value_head
+from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
 from models.finetune.stream import Segment
 from models.policy import Policy
@@ -114,7 +115,7 @@ class PPO(FineTuner[PPOConfig]):
         spare = policy.head_size - 1
         critic["policy.weight"] = torch.nn.functional.pad(params["value.weight"], (0, spare))
         critic["policy.bias"] = torch.nn.functional.pad(params["value.bias"], (0, spare))
-        self._networks = Networks({name: torch.cat([params[name], critic[name]]) for name in moved})
+        self._networks = Networks.of({name: torch.cat([params[name], critic[name]]) for name in moved})
         self._last = self.stream.observation
         if state is not None:
             self._networks.restore("networks", state)
@@ -152,10 +153,9 @@ class PPO(FineTuner[PPOConfig]):
         active = None if config.kl_limit is None else torch.ones_like(rate, dtype=torch.bool)
         for epoch in range(config.epochs):
             for part in self._parts(batch, time, epoch):
-                loss, divergence = self._loss(part, leaves := self._networks.leaves(), clip)
+                gradient, divergence = self._gradient(part, clip)
                 if active is not None and config.kl_limit is not None:
                     active[: self.count] &= (divergence <= config.kl_limit).unsqueeze(1)
-                gradient = torch.autograd.grad(loss.sum(), list(leaves.values()))
                 norm = self._networks.descend(gradient, rate, config.max_gradient_norm, active)
             if active is not None and not bool(active[: self.count].any()):
                 break
@@ -171,9 +171,9 @@ class PPO(FineTuner[PPOConfig]):
     def _act(self) -> Segment:
         actor = self._networks.rows(slice(self.count)) | self.statistics
         noise = self.stream.noise(actor, self.config.steps)
-        head = self.policy.acting(actor)
+        decide = self.policy.acting(actor)
         return self.stream.advance(
-            self.config.steps, lambda observation, t: self.policy.choose(head(observation, t), noise[:, t])
+            self.config.steps, lambda observation, t: self.policy.choose(decide(observation, t), noise[:, t])
         )
 
     @torch.no_grad()
@@ -182,8 +182,8 @@ class PPO(FineTuner[PPOConfig]):
         observation, action = segment.observation.flatten(1, 2), segment.action.flatten(1, 2)
         self._last = observation[:, -_ROWS_FOR_VALUES:]
         out = self._out(self._networks.params, observation)
-        head, value = out[: self.count], out[self.count :, :, 0]
-        log_prob = self.policy.log_prob(self._actor(self._networks.params), head, action)
+        logits, value = out[: self.count], out[self.count :, :, 0]
+        log_prob = self.policy.log_prob(self._actor(self._networks.params), logits, action)
         after = self._values(segment.next_observation.flatten(1, 2)).reshape(segment.reward.shape)
         advantage = segment_advantages(
             segment, value.reshape(segment.reward.shape), after, self.tasks.discount, self.config.gae_decay
@@ -203,12 +203,24 @@ class PPO(FineTuner[PPOConfig]):
         which = torch.arange(self.count, device=order.device).unsqueeze(1)
         return [batch.select(which, part) for part in order.tensor_split(self.config.minibatches, 1)]
 
-    def _loss(self, batch: _Batch, leaves: Params, clip: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss of each network, and how far the policies have moved, [N]."""
-        out = self._out(leaves, batch.observation)
-        head, value = out[: self.count], out[self.count :, :, 0]
-        actor = self._actor(leaves)
-        change = self.policy.log_prob(actor, head, batch.action) - batch.log_prob
+    def _gradient(self, batch: _Batch, clip: Tensor | None) -> tuple[Params, Tensor]:
+        """Gradient of each network's loss by its tensors, and how far the policies have moved, [N]."""
+        networks = self._networks.params
+        observation = batch.observation.repeat(2, 1, 1)
+        features, pull = trunk(self.policy, networks, self._twice(self.statistics), observation)
+        leaves = {"out": head(networks, "policy", features).requires_grad_()}
+        if "log_std" in networks:
+            leaves["log_std"] = networks["log_std"].detach().requires_grad_()
+        loss, divergence = self._loss(batch, leaves["out"], leaves.get("log_std"), clip)
+        by_out, *by_log_std = torch.autograd.grad(loss.sum(), list(leaves.values()))
+        by_features, gradient = pull_head(networks, "policy", features, by_out)
+        return gradient | pull(by_features) | dict(zip(["log_std"], by_log_std, strict=False)), divergence
+
+    def _loss(self, batch: _Batch, out: Tensor, log_std: Tensor | None, clip: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss of each network from its head [2N, M, head_size], and how far the policies have moved, [N]."""
+        logits, value = out[: self.count], out[self.count :, :, 0]
+        actor = {} if log_std is None else {"log_std": log_std[: self.count]}
+        change = self.policy.log_prob(actor, logits, batch.action) - batch.log_prob
         ratio = change.exp()
         gain = ratio * batch.advantage
         if clip is not None:
@@ -216,7 +228,7 @@ class PPO(FineTuner[PPOConfig]):
             gain = torch.minimum(gain, bounded * batch.advantage)
         loss = -gain.mean(1)
         if self.config.entropy_coefficient:
-            loss = loss - self.config.entropy_coefficient * self.policy.entropy(actor, head).mean(1)
+            loss = loss - self.config.entropy_coefficient * self.policy.entropy(actor, logits).mean(1)
         error = (value - batch.target).square()
         if self.config.value_clip is not None:
             near = batch.value + (value - batch.value).clamp(-self.config.value_clip, self.config.value_clip)
@@ -225,10 +237,14 @@ class PPO(FineTuner[PPOConfig]):
         divergence = (ratio - 1 - change).detach().mean(1)
         return torch.cat([loss, 0.5 * error.mean(1)]), divergence
 
+    @staticmethod
+    def _twice(statistics: Params) -> Params:
+        """For the policies, and for their critics."""
+        return {name: value.repeat(2, 1) for name, value in statistics.items()}
+
     def _out(self, networks: Params, observation: Tensor) -> Tensor:
         """Heads of actors and critics, [2N, M, head_size]."""
-        statistics = {name: value.repeat(2, 1) for name, value in self.statistics.items()}
-        networks = networks | statistics
+        networks = networks | self._twice(self.statistics)
         return self.policy.head(networks, self.policy.features(networks, observation.repeat(2, 1, 1)))
 
     def _actor(self, networks: Params) -> Params:

@@ -37,6 +37,11 @@ class Transitions:
     weight: Tensor
     place: Tensor
 
+    def split(self, size: int) -> list[Transitions]:
+        """Parts of so many samples."""
+        columns = (torch.split(value, size, 1) for value in vars(self).values())
+        return [Transitions(*part) for part in zip(*columns, strict=True)]
+
 
 @final
 class Replay:

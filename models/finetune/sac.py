@@ -26,6 +26,7 @@ from models.finetune.base import (
     fitted_value_head,
     within,
 )
+from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
 from models.finetune.replay import Replay, Transitions
 from models.finetune.stream import Segment
@@ -125,12 +126,12 @@ class SAC(FineTuner[SACConfig]):
         super().__init__(config, policy, params, tasks, keys, state)
         self._value_head = {name: params[name] for name in ("value.weight", "value.bias")}
         moved = [name for name in policy.trainable() if not name.startswith("value.")]
-        self._actor = Networks({name: params[name] for name in moved})
+        self._actor = Networks.of({name: params[name] for name in moved})
         self._critic = _critic_of(policy)
         critics = self._first_critics(params)
-        self._critics, self._targets = Networks(critics), Networks(critics)
+        self._critics, self._targets = Networks.of(critics), Networks.of(critics)
         like = params["policy.bias"][:, :1]
-        self._temperature = Networks({"log": torch.full_like(like, math.log(config.temperature))})
+        self._temperature = Networks.of({"log": torch.full_like(like, math.log(config.temperature))})
         wanted = config.target_entropy
         self._target_entropy = -float(policy.action_size) if wanted is None else wanted
         discount = tasks.discount
@@ -224,8 +225,10 @@ class SAC(FineTuner[SACConfig]):
     def _act(self) -> Segment:
         actor, steps = self._acting(), self.config.steps
         noise = self.stream.noise(actor, steps)
-        head = self.policy.acting(actor)
-        return self.stream.advance(steps, lambda observation, t: self.policy.choose(head(observation, t), noise[:, t]))
+        decide = self.policy.acting(actor)
+        return self.stream.advance(
+            steps, lambda observation, t: self.policy.choose(decide(observation, t), noise[:, t])
+        )
 
     def _acting(self) -> Params:
         return self._actor.rows(slice(None)) | self.statistics | self._value_head
@@ -238,25 +241,29 @@ class SAC(FineTuner[SACConfig]):
             soft = after - self._temperature.params["log"].exp() * log_prob
             target = sample.reward + sample.discount * soft
         taken = self._bounded(sample.action)
-        value = self._judge(leaves := self._critics.leaves(), sample.observation, taken)
-        loss = 0.5 * (value - target).square().mean(-1)
-        gradient = torch.autograd.grad(loss.sum(), list(leaves.values()))
+        seen = torch.cat([self.policy.normalised(self.statistics, sample.observation), taken], -1).repeat(2, 1, 1)
+        critics = self._critics.params
+        features, pull = trunk(self._critic, critics, {}, seen)
+        error = head(critics, "value", features).reshape(2, self.count, -1) - target
+        slope = (error * sample.weight / error.shape[-1]).reshape(2 * self.count, -1, 1)
+        by_features, gradient = pull_head(critics, "value", features, slope)
+        gradient |= pull(by_features)
         self._critics.descend(gradient, torch.cat([rate, rate]), self.config.max_gradient_norm)
         self._targets.follow(self._critics, self.config.target_rate)
-        return loss.detach()
+        return 0.5 * error.square().mean(-1)
 
     def _update_actor(self, sample: Transitions, noise: Tensor, rate: Tensor) -> Tensor:
-        leaves = self._actor.leaves()
+        leaves = {name: value.detach().requires_grad_() for name, value in self._actor.params.items()}
         action, log_prob = self._sampled(leaves | self.statistics, sample.observation, noise)
         value = self._judge(self._critics.params, sample.observation, action).amin(0)
         temperature = self._temperature.params["log"].exp()
         loss = (temperature * log_prob - value).mean(1)
         gradient = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        self._actor.descend(gradient, rate, self.config.max_gradient_norm)
+        self._actor.descend(dict(zip(leaves, gradient, strict=True)), rate, self.config.max_gradient_norm)
         entropy = -log_prob.detach().mean(1, keepdim=True)
         if self.config.tune_temperature:
             # By the logarithm: what is tuned stays above zero.
-            self._temperature.descend([entropy - self._target_entropy], rate)
+            self._temperature.descend({"log": entropy - self._target_entropy}, rate)
         return entropy
 
     def _sampled(self, actor: Params, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -186,16 +186,16 @@ def test_samples_follow_priorities_and_weights_make_up_for_it() -> None:
 def test_a_step_of_many_networks_is_torchs_adam_of_each() -> None:
     g = torch.Generator().manual_seed(0)
     start = {"a": torch.randn(3, 4, 2, generator=g), "b": torch.randn(3, 5, generator=g)}
-    networks = Networks(start)
+    networks = Networks.of(start)
     theirs = [{name: value[k].clone().requires_grad_() for name, value in start.items()} for k in range(3)]
     rates = (0.1, 0.01, 0.001)
     optimisers = [torch.optim.Adam(p.values(), lr=rate) for p, rate in zip(theirs, rates, strict=True)]
     for step in range(5):
-        gradient = [torch.randn(value.shape, generator=g) for value in start.values()]
+        gradient = {name: torch.randn(value.shape, generator=g) for name, value in start.items()}
         active = torch.tensor([[True], [step != 2], [True]])
         norm = networks.descend(gradient, torch.tensor(rates).unsqueeze(1), 0.5, active)
         for k, (params, optimiser) in enumerate(zip(theirs, optimisers, strict=True)):
-            for value, g_k in zip(params.values(), gradient, strict=True):
+            for value, g_k in zip(params.values(), gradient.values(), strict=True):
                 value.grad = g_k[k].clone()
             length = torch.nn.utils.clip_grad_norm_(params.values(), 0.5)
             assert float(norm[k]) == pytest.approx(float(length), rel=1e-5)
