@@ -55,6 +55,8 @@ def create_adaptations(session: Session, by: Principal, request: NewAdaptations)
         Invalid: As :func:`create_adaptation`, with a pointer to each task at fault.
         InvalidValue: As there.
     """
+    if request.seed + len(request.tasks) > 2**63:
+        raise Invalid("/seed", f"must leave room for {len(request.tasks)} seeds below 2^63, one for each task")
     shared = request.model_dump(mode="json", exclude={"tasks"})
     tasks = request.model_dump(mode="json", include={"tasks"})["tasks"]
     asked = [shared | {"task": task, "seed": request.seed + place} for place, task in enumerate(tasks)]

@@ -333,6 +333,13 @@ def test_of_many_at_once_every_task_at_fault_is_named_and_none_is_begun(client):
     assert client.get("/v1/adaptations").json()["adaptations"] == []
 
 
+def test_seeds_of_many_at_once_must_all_be_seeds(client):
+    body = {"model": None, "policy": SMALL, "method": PPO, "tasks": [CARTPOLE] * 2}
+    path = "/v1/adaptations:batchCreate"
+    assert "room for 2 seeds" in problem(client.post(path, json=body | {"seed": 2**63 - 1}))["/seed"]
+    assert client.post(path, json=body | {"seed": 2**63 - 2}).status_code == 202
+
+
 def test_publishing_needs_a_policy_that_stands_and_a_name(client, idle):
     assert client.post("/v1/policies/nothing:publish", json={"model": "m"}).status_code == 404
     first = ask(client)
