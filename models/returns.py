@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.types import Rollout, ShapeError
+from models.types import Params, Rollout, ShapeError
 
 
 def _require_same(reward: Tensor, **others: Tensor) -> None:
@@ -104,6 +104,19 @@ def least_squares(x: Tensor, y: Tensor, weight: Tensor, ridge: float) -> Tensor:
     gram.diagonal(dim1=1, dim2=2).add_(ridge)
     solution: Tensor = torch.linalg.solve(gram, torch.bmm(weighted, y.double().unsqueeze(-1)))
     return solution.squeeze(-1).to(x.dtype)
+
+
+def fitted_value_head(features: Tensor, value: Tensor, mask: Tensor) -> Params:
+    """Value heads of N policies that give ``value`` of ``features`` as nearly as linear ones can, where ``mask`` is 1.
+
+    Args:
+        features: [N, M, H].
+        value: [N, M].
+        mask: [N, M].
+    """
+    x = torch.cat([features, torch.ones_like(features[..., :1])], -1)
+    fit = least_squares(x, value, mask, 1e-3)
+    return {"value.weight": fit[:, :-1].unsqueeze(-1), "value.bias": fit[:, -1:]}
 
 
 def standardise(advantage: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from models import returns
 from models.finetune.stream import Segment, Stream
 from models.policy import Policy
 from models.tasks import TaskBatch
@@ -147,14 +146,6 @@ class FineTuner(ABC, Generic[Config]):
 def within(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The members of a state whose names begin with ``name`` and a dot, without that."""
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-
-
-def fitted_value_head(features: Tensor, value: Tensor, mask: Tensor | None = None) -> Params:
-    """Value heads of N policies that give ``value`` [N, M] of ``features`` [N, M, H] as nearly as linear ones can."""
-    x = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-    weight = torch.ones_like(value) if mask is None else mask
-    fit = returns.least_squares(x, value, weight, 1e-3)
-    return {"value.weight": fit[:, :-1].unsqueeze(-1), "value.bias": fit[:, -1:]}
 
 
 def falling(start: float, end: float, used: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
-from models import random
-from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling, fitted_value_head
+from models import random, returns
+from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling
 from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
 from models.finetune.stream import Segment
@@ -133,7 +133,7 @@ class PPO(FineTuner[PPOConfig]):
         with torch.no_grad():
             value = self._values(self._last)
             features = self.policy.features(actor, self._last)
-        return actor | fitted_value_head(features, value)
+        return actor | returns.fitted_value_head(features, value, torch.ones_like(value))
 
     @override
     def state(self) -> Params:

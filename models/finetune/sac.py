@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.autograd import Function
 from typing_extensions import override
 
-from models import random, weights
+from models import random, returns, weights
 from models.finetune.base import (
     FineTuneConfig,
     FineTuner,
     LearningRate,
     Metrics,
     falling,
-    fitted_value_head,
     within,
 )
 from models.finetune.gradients import head, pull_head, trunk
@@ -185,7 +184,7 @@ class SAC(FineTuner[SACConfig]):
             head = self.policy.head(actor, features)
             action = self._bounded(self.policy.choose(head, None))
             value = self._judge(self._critics.params, self._last, action).amin(0)
-        return actor | fitted_value_head(features, value)
+        return actor | returns.fitted_value_head(features, value, torch.ones_like(value))
 
     @override
     def state(self) -> Params:

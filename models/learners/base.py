@@ -202,7 +202,7 @@ class Learner(ABC, Generic[Config]):
             value = returns.linear_baseline(rollout, reward_to_go)
         elif self.config.baseline == "value":
             features = self._features(params, rollout)
-            fit = self._fit_value(features, reward_to_go, rollout.mask)
+            fit = returns.fitted_value_head(features, reward_to_go.flatten(1), rollout.mask.flatten(1))
             value = self.policy.value(fit, features).reshape(rollout.reward.shape)
         else:
             value = torch.zeros_like(rollout.reward)
@@ -218,7 +218,9 @@ class Learner(ABC, Generic[Config]):
     def fit_value(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
         """N policies whose value heads are the least-squares fit to the episodes in ``rollout``."""
         reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)
-        return params | self._fit_value(self._features(params, rollout), reward_to_go, rollout.mask)
+        return params | returns.fitted_value_head(
+            self._features(params, rollout), reward_to_go.flatten(1), rollout.mask.flatten(1)
+        )
 
     def refit(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
         """The initialisation with a value head fitted to one episode of every task, and newer statistics."""
@@ -227,7 +229,7 @@ class Learner(ABC, Generic[Config]):
         flat = observation.reshape(1, -1, observation.shape[-1])
         with torch.no_grad():
             features = self.policy.features(stack_params(params, 1), flat)
-        fit = self._fit_value(features, reward_to_go, mask)
+        fit = returns.fitted_value_head(features, reward_to_go, mask)
         refitted = params | {name: value[0] for name, value in fit.items()}
         return self.policy.observe(refitted, rollout.observation, rollout.mask)
 
@@ -235,12 +237,6 @@ class Learner(ABC, Generic[Config]):
     def _features(self, params: Params, rollout: Rollout) -> Tensor:
         trace = None if rollout.trace is None else [x.flatten(1, 2) for x in rollout.trace]
         return self.policy.features(params, rollout.observation.flatten(1, 2), trace)
-
-    @staticmethod
-    def _fit_value(features: Tensor, reward_to_go: Tensor, mask: Tensor) -> Params:
-        x = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-        fit = returns.least_squares(x, reward_to_go.flatten(1), mask.flatten(1), 1e-3)
-        return {"value.weight": fit[:, :-1].unsqueeze(-1), "value.bias": fit[:, -1:]}
 
 
 def trained(policy: Policy) -> list[str]:
