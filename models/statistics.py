@@ -53,6 +53,15 @@ class Comparison:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class Profile:
+    """Shares at P thresholds with the bounds of their 95 % intervals, point by point, [P] each."""
+
+    share: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
 def mean(scores: Scores, seed: int = 0) -> Interval:
     """Mean of all scores."""
     return _interval([scores], lambda drawn: drawn[0].mean((-2, -1)), seed)
@@ -84,6 +93,26 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> Comparison:
     elif difference.high < 0:
         verdict = "worse"
     return Comparison(difference, probability, verdict)
+
+
+def profile(scores: Scores, thresholds: NDArray[np.float64], seed: int = 0) -> Profile:
+    """Performance profile: the share of scores that reach each of P thresholds.
+
+    The bootstrap is that of :func:`share`, drawn as what it comes to: of S seeds of a task that are drawn again, the
+    number that reach a threshold is binomial, and so is the sum over tasks in which equally many did.
+    """
+    seeds, tasks = scores.shape
+    held = np.stack([(scores >= threshold).sum(0) for threshold in thresholds])
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((RESAMPLES, len(thresholds)))
+    for p, counts in enumerate(held):
+        if seeds == 1:
+            drawn[:, p] = rng.binomial(tasks, counts.mean(), RESAMPLES)
+        else:
+            values, groups = np.unique(counts, return_counts=True)
+            drawn[:, p] = rng.binomial(groups * seeds, values / seeds, (RESAMPLES, len(values))).sum(1)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0) / scores.size
+    return Profile(held.sum(1) / scores.size, low, high)
 
 
 def _interval(data: list[Scores], statistic: Callable[[list[Scores]], Any], seed: int) -> Interval:

@@ -94,6 +94,18 @@ def test_the_probability_of_improvement_is_that_of_all_pairs_of_runs() -> None:
     assert statistics.compare(first, first).probability.estimate == 0.5
 
 
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_profile_is_the_share_at_each_threshold_with_the_interval_of_a_plain_bootstrap(seeds: int) -> None:
+    data, thresholds = scores(seeds, 12), np.array([-9.0, 8.0, 20.0, 99.0])
+    found = statistics.profile(data, thresholds)
+    assert found.share.tolist() == [(data >= threshold).mean() for threshold in thresholds]
+    assert (found.share[0], found.low[0], found.share[-1], found.high[-1]) == (1.0, 1.0, 0.0, 0.0)
+    for p, threshold in enumerate(thresholds):
+        low, high = resampled(data >= threshold, np.mean)
+        # Of so few runs a bound is one of few values; two draws may differ by one of them.
+        assert (found.low[p], found.high[p]) == pytest.approx((low, high), abs=1 / data.size + 1e-9)
+
+
 def test_scores_of_different_tasks_are_not_compared() -> None:
     with pytest.raises(ShapeError, match=r"\(5, 8\) and \(5, 7\)"):
         statistics.compare(scores(), scores(5, 7))

@@ -1,0 +1,1 @@
+"""Evaluations of how well versions and policies adapt."""
