@@ -1,1 +1,1 @@
-"""Evaluations of how well versions and policies adapt."""
+"""Evaluations: what versions and policies are worth on tasks they have not seen, with intervals and a verdict."""

@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,9 @@ counted from 0, and point 0 is before adapting."""
 
 OPEN_TASKS: Final = 60
 """Tasks up to which the table of all of them is open from the beginning."""
+
+_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+"""Characters that HTML does not have."""
 
 _MINUS = "\N{MINUS SIGN}"
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -78,7 +82,7 @@ def render(evaluation: Json) -> dict[str, bytes]:
         drawn=varying[: task_plots.PARAMETERS],
         named_tasks=task_plots.NAMED_TASKS,
     )
-    return {"report.html": page.encode(), "runs.csv": runs_csv(evaluation).encode(), **files}
+    return {"report.html": page.translate(_CONTROLS).encode(), "runs.csv": runs_csv(evaluation).encode(), **files}
 
 
 @cache
@@ -90,9 +94,8 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number, interval=interval, bounds=bounds, percent=percent, share=share, count=count
-    )
+    filters = (number, bounds, interval, percent, share, moment, count)
+    environment.filters.update({each.__name__: each for each in filters})
     return environment.get_template("report.html")
 
 
@@ -119,6 +122,7 @@ def _view(evaluation: Json) -> dict[str, Any]:
         "forests": {name: _forest(method["comparisons"]) for name, method in methods.items()},
         "leaked": _leaked(evaluation["leakage"]),
         "open_tasks": OPEN_TASKS,
+        "options": dict(zip(methods, map(_options, evaluation["protocol"]["methods"]), strict=True)),
         "protocol_json": json.dumps(evaluation["protocol"], indent=2, ensure_ascii=False),
     }
 
@@ -128,20 +132,20 @@ def verdict_sentence(evaluation: Json, digits: Mapping[str, int]) -> str:
     method_name, method = next(iter(evaluation["result"]["methods"].items()))
     places = digits[method_name]
     first, *others = method["subjects"]
-    pair = {"first": first, "second": others[0] if others else None}
-    found = next((each for each in method["comparisons"] if pair.items() <= each.items()), None)
-    if found is None:
+    if evaluation["verdict"] is None:
         summary = method["subjects"][first]
         before, after, gain = (interval(summary[each]["mean"], places) for each in ("before", "after", "gain"))
         return (
             f"Adapting {first} with {method_name} takes its mean return from {before} to {after}: a gain of {gain}, "
             f"and {share(summary['worse'])} of runs made worse."
         )
+    pair = {"first": first, "second": others[0]}
+    found = next(each for each in method["comparisons"] if pair.items() <= each.items())
     says = {
         "better": f"{first} is better than {others[0]}",
         "worse": f"{first} is worse than {others[0]}",
         "no difference shown": f"No difference is shown between {first} and {others[0]}",
-    }[found["verdict"]]
+    }[evaluation["verdict"]]
     return (
         f"{says}: mean difference {interval(found['difference'], places)} in return after adapting with {method_name}; "
         f"a run of {first} ends higher with probability {share(found['probability'])}."
@@ -186,6 +190,11 @@ def share(value: Json) -> str:
     return f"{percent(value['estimate'])}{_SPACE}{bounds(value, 0, 100)}".rstrip()
 
 
+def moment(text: str) -> str:
+    """A time of ISO 8601 to the second, in UTC."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def count(value: int, noun: str) -> str:
     """So many of something."""
     return f"{value:,}{_SPACE}{noun}{'' if value == 1 else 's'}"
@@ -199,6 +208,12 @@ def _reports(evaluation: Json) -> dict[str, Any]:
     found: dict[str, Any] = {part: any(each[part] for each in summaries) for part in ("gap", "regret")}
     threshold = next((each["threshold"]["return"] for each in summaries if each["threshold"]), None)
     return found | {"threshold": None if threshold is None else f"{threshold:,.10g}".replace("-", _MINUS)}
+
+
+def _options(method: Json) -> str:
+    """A method's options in words."""
+    values = {name: json.dumps(value, ensure_ascii=False) for name, value in method.items() if name != "name"}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
 def _leaked(leakage: Sequence[Json]) -> dict[str, list[str]]:

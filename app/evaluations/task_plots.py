@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -86,14 +85,15 @@ def _against(axes: Axes, evaluation: Json, method: str, parameter: str, when: st
         # Groups stand side by side; a number stands where it is.
         shift = 0.0 if is_number else 0.7 * ((place + 0.5) / len(subjects) - 0.5)
         _cloud(axes, places + shift, returns, outside, look, many)
-        halo = [withStroke(linewidth=3.0, foreground="white")]
         if is_number:
-            line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.5}
-            axes.plot(*_trend(places, returns), **line, zorder=3, path_effects=halo)
+            line = _trend(places, returns)
+            axes.plot(*line, color="white", linewidth=3.0)
+            axes.plot(*line, color=look["color"], linestyle=look["linestyle"], linewidth=1.5)
         else:
             x, half = np.unique(places) + shift, 0.3 / len(subjects)
             means = _means(places, returns)
-            axes.hlines(means, x - half, x + half, look["color"], linewidth=2, zorder=3, path_effects=halo)
+            axes.hlines(means, x - half, x + half, "white", linewidth=4, zorder=2)
+            axes.hlines(means, x - half, x + half, look["color"], linewidth=2, zorder=2)
     if is_number:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         if places.min() > 0 and places.max() / places.min() > 100:
@@ -213,6 +213,7 @@ def _dumbbells(axes: Axes, shown: Sequence[Json], found: Sequence[Json], order: 
     axes.plot([task["after"] for task in found], places, **mark, zorder=4)
     axes.set_yticks(places, [label(shown[n]["name"], 24) for n in order], fontsize=6.5)
     axes.set(xlabel="return", ylim=(-0.7, len(found) - 0.3))
+    axes.tick_params(labelbottom=True)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(4))
 

@@ -176,18 +176,22 @@ def sample_evaluation(
     return {
         "id": "01930b6c-7a52-7c1e-9d1a-0f2b6f3e4a55",
         "name": "cartpole-nightly",
-        "created_at": "2026-11-22T21:04:11Z",
-        "finished_at": "2026-11-22T21:09:47Z",
+        "created_at": "2026-11-22T21:04:11.250112+00:00",
+        "finished_at": "2026-11-22T21:09:47+00:00",
         "code_version": "0.4.0",
-        "verdict": comparisons[0]["verdict"] if comparisons else None,
+        "verdict": comparisons[0]["verdict"] if len(names) > 1 and names[1] not in KINDS else None,
         "leakage": [],
         "warnings": [],
         "protocol": {
-            "subjects": {name: f"cartpole/{place + 1}" for place, name in enumerate(names) if name not in KINDS},
+            "subjects": [
+                {"name": name, "version": f"cartpole/{place + 1}"}
+                for place, name in enumerate(names)
+                if name not in KINDS
+            ],
             "scratch": "scratch" in names,
             "tasks": {"family": "cartpole-physics", "split": "test", "count": len(held_out), "seed": 0},
             "training_tasks": len(trained),
-            "methods": {method: METHODS[method] for method in methods},
+            "methods": [METHODS[method] for method in methods],
             "seeds": seeds,
             "seed": 0,
             "threshold": threshold,

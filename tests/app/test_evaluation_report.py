@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from typing import Any
 
@@ -170,6 +171,8 @@ def test_every_section_is_there_and_every_plot_is_said_in_words(files: dict[str,
         assert re.search(r"candidate: mean return [\d.]+", image["alt"] or "")
     assert "interquartile mean" in page.text
     assert "2,000 resamples" in page.text
+    assert "inner-loop : steps 3, episodes 20, learning rate null, evaluation episodes 20." in page.text
+    assert "asked for 2026-11-22 21:04:11 UTC" in page.text
 
 
 def test_a_verdict_is_a_sentence_with_its_numbers(evaluation: dict[str, Any], files: dict[str, bytes]) -> None:
@@ -221,7 +224,7 @@ def test_a_threshold_that_was_not_reached_is_said_to_be_censored(
 
 HOSTILE = [
     "<script>alert(1)</script>",
-    "$x$ $\\frac{1}{0",
+    "$x$ $\\frac{1}{0$",
     "=cmd|' /C calc'!A0",
     '"><img src=x onerror=y>',
     "\u4efb\u52a1 \x07",
@@ -253,6 +256,7 @@ def test_names_are_inert_wherever_they_are_shown() -> None:
     for drawing in page.drawings():
         assert "<script" not in drawing.lower()
         assert "onerror" not in re.sub(r"<!--.*?-->", "", drawing, flags=re.DOTALL)
+    assert "\x07" not in page.text
     names = {row["task"] for row in rows_of(files)} | {row["subject"] for row in rows_of(files)}
     assert not [name for name in names if name.startswith(("=", "+", "-", "@"))]
     assert "'" + HOSTILE[2] in names
@@ -304,8 +308,10 @@ def test_plots_have_a_panel_for_each_method_in_the_width_of_a_page(
         assert 1.5 * height_of_one < height < 2.1 * height_of_one
 
 
-def test_equal_evaluations_have_equal_files(evaluation: dict[str, Any], files: dict[str, bytes]) -> None:
-    assert render(json.loads(json.dumps(evaluation))) == files
+def test_equal_evaluations_have_equal_files_in_any_thread(evaluation: dict[str, Any], files: dict[str, bytes]) -> None:
+    again = [json.loads(json.dumps(evaluation)) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(render, again)) == [files, files]
 
 
 def test_one_run_of_one_subject_has_a_report_without_intervals() -> None:
