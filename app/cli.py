@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.database import Database
     from app.supervisor import Child
 
-SLOTS = ("runs", "adaptations")
+SLOTS = ("runs", "adaptations", "evaluations")
 """Kinds of work, each with a worker process of its own: the keys of :data:`app.worker.SLOTS`, slow to import."""
 
 

@@ -22,6 +22,7 @@ from app.database import Database
 from app.dependencies import RequestDatabase
 from app.documentation import document_configs
 from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
+from app.evaluations.routes import router as evaluations_router
 from app.inference import Act, PolicyBank, describe, is_act
 from app.keys.routes import router as keys_router
 from app.policies.routes import router as policies_router
@@ -42,6 +43,7 @@ ROUTERS = (
     registry_router,
     adaptations_router,
     policies_router,
+    evaluations_router,
     keys_router,
 )
 """Everything under /v1."""

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.database import Database, now
 from app.store import ArtefactStore
-from app.tables import Adaptation, Checkpoint, Policy, VersionFile
+from app.tables import Adaptation, Checkpoint, Evaluation, EvaluationFile, Policy, VersionFile
 
 GRACE = timedelta(hours=1)
 """An artefact stays at least this long: it is stored before the row that refers to it is committed."""
@@ -22,7 +22,7 @@ _CHUNK = 500
 
 
 def referenced(session: Session, digests: Collection[str]) -> set[str]:
-    """Those of the digests that a version, a policy that still stands, or a checkpoint of either work refers to."""
+    """Those of the digests that a version, a policy that still stands, an evaluation, or a checkpoint refers to."""
     standing = Policy.deleted_at.is_(None) & or_(Policy.expires_at.is_(None), Policy.expires_at > now())
     return {
         digest
@@ -31,6 +31,8 @@ def referenced(session: Session, digests: Collection[str]) -> set[str]:
             select(Checkpoint.sha256).where(Checkpoint.sha256.in_(digests)),
             select(Policy.sha256).where(Policy.sha256.in_(digests), standing),
             select(Adaptation.checkpoint_sha256).where(Adaptation.checkpoint_sha256.in_(digests)),
+            select(Evaluation.checkpoint_sha256).where(Evaluation.checkpoint_sha256.in_(digests)),
+            select(EvaluationFile.sha256).where(EvaluationFile.sha256.in_(digests)),
         )
         for digest in session.scalars(statement)
         if digest is not None

@@ -308,12 +308,33 @@ class Policy(_Row):
 
 
 class Evaluation(_Work):
-    """One measurement of versions on tasks; ``request`` as it was sent, ``result`` when it is done."""
+    """One measurement of versions and policies on tasks.
+
+    ``protocol`` is the request, completed and with every name resolved, so that it can be sent again. ``spec`` is what
+    the worker needs: subjects, definitions of the tasks, leakage, warnings. ``progress`` counts what is measured;
+    ``checkpoint_sha256`` is the artefact with the runs so far. ``verdicts``, of the first
+    subject against the one at each place, are there when it has succeeded.
+    """
 
     __tablename__ = "evaluations"
 
-    request: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
+    name: Mapped[str | None] = mapped_column(Text, index=True)
+    protocol: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
+    progress: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
+    checkpoint_sha256: Mapped[str | None] = mapped_column(Text, index=True)
+    verdicts: Mapped[list[str | None] | None] = mapped_column(JSONColumn)
+
+
+class EvaluationFile(Base):
+    """A file of an evaluation: results, report, plots; its bytes are the artefact of that digest."""
+
+    __tablename__ = "evaluation_files"
+
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    sha256: Mapped[str] = mapped_column(Text, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
 
 
 class ApiKey(_Row):

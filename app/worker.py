@@ -21,6 +21,7 @@ from sqlalchemy.orm import aliased
 
 from app.adaptations.execution import execute_adaptation
 from app.database import Database
+from app.evaluations.execution import execute_evaluation
 from app.execution import DATABASE_AWAY, Interrupted, Interrupter, Job, describe_error
 from app.leases import Clock, Lease, LeaseLost, Leases, WorkTable, database_clock
 from app.preparation import prepare
@@ -28,7 +29,7 @@ from app.runs.execution import execute_run
 from app.settings import Settings
 from app.store import ArtefactStore
 from app.sweep import sweep
-from app.tables import Adaptation, Run
+from app.tables import Adaptation, Evaluation, Run
 from models.environments.bridge import configure
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,9 @@ SLOTS: dict[str, Slot] = {
     "runs": Slot(Run, execute_run, 0.2, lambda allowed: allowed),
     # One task's tensors are too small to share out: more threads would only be taken from the run beside it.
     "adaptations": Slot(Adaptation, execute_adaptation, 0.05, lambda _: 1, sweeps=True, among=~_LED),
+    "evaluations": Slot(Evaluation, execute_evaluation, 0.2, lambda _: 1),
 }
-"""Kinds of work: a long run never delays an adaptation."""
+"""Kinds of work: neither a long run nor a long evaluation ever delays an adaptation."""
 
 
 class Worker:

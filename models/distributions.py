@@ -152,6 +152,16 @@ def _within(values: Tensor, low: float, high: float) -> list[ParameterValue]:
     return [float(value) for value in torch.clamp(values, low, high)]
 
 
+def holds(distribution: Distribution, value: ParameterValue) -> bool:
+    """Whether a value is one that it can draw; of the two coordinates of an arc, each by itself."""
+    if isinstance(distribution, ParameterValue):
+        return value == distribution
+    if isinstance(distribution, Choice):
+        return value in distribution.options
+    ends = [each for each in distribution.support() if not isinstance(each, str)]
+    return not isinstance(value, str) and min(ends) <= value <= max(ends)
+
+
 def distribution_to_json(distribution: Distribution) -> object:
     """A distribution, or a constant, as plain JSON values."""
     return distribution if isinstance(distribution, ParameterValue) else distribution.definition()

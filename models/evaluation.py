@@ -30,6 +30,10 @@ WORSE: Final = 0.0
 """Gain below which adapting has made a task worse, in reward units."""
 
 
+MOST_PLACES: Final = 50
+"""Places of a curve that are reported."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is evaluated.
@@ -66,17 +70,24 @@ Run = tuple[Point, ...]
 """The learning curve of one adaptation; the first point is before it."""
 
 
-def measure(subject: Subject, tasks: TaskBatch, method: Method, seed: int) -> list[Run]:
+def measure(subject: Subject, tasks: TaskBatch, method: Method, seed: int, first: int = 0) -> list[Run]:
     """Adapt a subject to each of N tasks: one run of each.
 
     Runs of different subjects with the same seed share their random numbers, task by task.
+
+    Args:
+        subject: What is evaluated.
+        tasks: N tasks.
+        method: How it is adapted.
+        seed: Of all randomness.
+        first: Place of the first of these tasks among all, where they are measured in parts.
 
     Raises:
         AdaptationDiverged: If a parameter became NaN or infinite.
         InvalidValue: If the method does not fit.
         NonFiniteReward: If a task's reward became so.
     """
-    keys = random.fold_in(random.key(seed, "evaluation"), torch.arange(len(tasks)))
+    keys = random.fold_in(random.key(seed, "evaluation"), torch.arange(first, first + len(tasks)))
     params = stack_params(subject.start(seed), len(tasks))
     if isinstance(method, InnerLoop):
         curve = adapt(subject.learner, params, tasks, method, keys.tolist()).curve
@@ -106,7 +117,7 @@ class Grid:
 
     Attributes:
         axis: What the places count: `step` of the inner loop, or `environment_steps`.
-        places: [P], the first is 0.
+        places: [P], the first is 0; of more than :data:`MOST_PLACES`, evenly some of them and the last.
         returns: [S, N, P]; after a run's end, what it ended with.
     """
 
@@ -121,6 +132,7 @@ class Grid:
             every = [[[point.mean_return for point in run] for run in by_task] for by_task in runs]
             return Grid("step", np.arange(len(runs[0][0])), np.array(every))
         places = np.unique([point.environment_steps for by_task in runs for run in by_task for point in run])
+        places = places[np.unique(np.linspace(0, len(places) - 1, MOST_PLACES).round().astype(np.int64))]
         returns = [[_held(run, places) for run in by_task] for by_task in runs]
         return Grid("environment_steps", places, np.array(returns))
 
@@ -179,6 +191,45 @@ def summarise(
     return summary
 
 
+def by_task(
+    runs: Sequence[Sequence[Run]],
+    method_name: str,
+    oracles: Sequence[float | None],
+    threshold: float | None = None,
+) -> list[Json]:
+    """What runs of one subject come to in each task; arguments as of :func:`summarise`.
+
+    Returns:
+        JSON values of each task: means over seeds `before`, `after` and their difference `gain`; `worse`: the share of
+        seeds that adapting made worse; `regret` and `median_environment_steps` to the threshold, null where there is
+        none or more than half of the seeds never reached it.
+    """
+    returns = Grid.of(runs, method_name).returns
+    before, after = returns[..., 0], returns[..., -1]
+    rows = []
+    for n, best in enumerate(oracles):
+        achieved = float(after[:, n].mean())
+        steps = [None if threshold is None else steps_to(by_seed[n], threshold) for by_seed in runs]
+        rows.append(
+            {
+                "before": float(before[:, n].mean()),
+                "after": achieved,
+                "gain": float((after - before)[:, n].mean()),
+                "worse": float((after - before < WORSE)[:, n].mean()),
+                "regret": None if best is None else best - achieved,
+                "median_environment_steps": _median(steps),
+            }
+        )
+    return rows
+
+
+def _median(steps: Sequence[int | None]) -> int | None:
+    """Of all runs, known as long as more than half of them got there."""
+    reached = sorted(each for each in steps if each is not None)
+    middle = len(steps) // 2
+    return reached[middle] if middle < len(reached) else None
+
+
 def _described(scores: statistics.Scores) -> Json:
     return {
         "mean": asdict(statistics.mean(scores)),
@@ -195,14 +246,11 @@ def _reached(runs: Sequence[Sequence[Run]], threshold: float) -> Json:
     """Steps to a return. A run that never reached it is censored: it is counted, and its budget is not."""
     steps = [[steps_to(run, threshold) for run in by_task] for by_task in runs]
     flat = [each for by_task in steps for each in by_task]
-    ordered = sorted(each for each in flat if each is not None)
-    # The median of all runs is known as long as more than half of them got there.
-    middle = len(flat) // 2
     return {
         "return": threshold,
         "reached": asdict(statistics.share(np.array([[each is not None for each in by_task] for by_task in steps]))),
-        "censored": len(flat) - len(ordered),
-        "median_environment_steps": ordered[middle] if middle < len(ordered) else None,
+        "censored": flat.count(None),
+        "median_environment_steps": _median(flat),
         "environment_steps": steps,
     }
 

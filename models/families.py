@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from models import random
-from models.distributions import Arc, Distribution, distribution_to_json, read_distribution
+from models.distributions import Arc, Choice, Distribution, distribution_to_json, holds, read_distribution
 from models.environments import Environment
 from models.environments.base import pointer_to, shown
 from models.tasks import check_episode, find_environment, interchangeable
@@ -51,6 +51,17 @@ class TaskFamily:
             "discount": self.discount,
             "horizon": self.horizon,
         }
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has a few tasks only, which all of its splits share."""
+        return all(isinstance(each, ParameterValue | Choice) for each in self.parameters.values())
+
+    def holds(self, task: Task) -> bool:
+        """Whether a task is within its range: of its environment and reward, each parameter one that it can draw."""
+        return (task.environment, task.reward) == (self.environment, self.reward) and all(
+            holds(distribution, task.parameters[name]) for name, distribution in self.parameters.items()
+        )
 
     def sample(self, split: str, seed: int, indices: Sequence[int]) -> list[Task]:
         """The tasks at these places of one endless list.

@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.adaptations.origin import Origin, read_origin
-from app.adaptations.service import get_adaptation, read_task
+from app.adaptations.service import get_adaptation, read_method, read_task
 from app.database import new_id, now
 from app.errors import Corrupt
 from app.execution import Interrupted, Job
@@ -28,12 +28,11 @@ from models import random
 from models.adaptation import CurvePoint, InnerLoop, adapt
 from models.checkpoint import (
     InvalidArtefact,
-    from_json,
     load_params,
     policy_to_json,
     save_params,
 )
-from models.finetune import CONFIGS, MethodConfig, Progress, finetune
+from models.finetune import MethodConfig, Progress, finetune
 from models.tasks import TaskBatch
 from models.types import Params
 
@@ -76,7 +75,8 @@ class _Group:
             statement = update(Adaptation).where(led, Adaptation.state == "queued").values(begun)
             session.execute(statement.execution_options(synchronize_session=False))
             rows = [lead, *session.scalars(select(Adaptation).where(led).order_by(Adaptation.id))]
-            return rows, read_origin(session, lead)
+            architecture = lead.request["policy"]
+            return rows, read_origin(session, lead.model, lead.version, lead.start_policy_id, architecture)
 
         self._rows, self._origin = job.persist(claim)
         self._checkpoint = self._rows[0].checkpoint_sha256
@@ -88,11 +88,11 @@ class _Group:
 
     def execute(self) -> None:
         """Compute, and publish what came of it."""
-        method = self._rows[0].method
-        if method["name"] == "inner-loop":
-            self._adapt(from_json(InnerLoop, method))
+        method = read_method(self._rows[0].method)
+        if isinstance(method, InnerLoop):
+            self._adapt(method)
         else:
-            self._finetune(from_json(CONFIGS[method["name"]], method))
+            self._finetune(method)
 
     def dissolve(self) -> bool:
         """Leave the others to go on one by one; False where there are none."""

@@ -14,7 +14,7 @@ from app.adaptations.service import learner_from_scratch
 from app.errors import NotFound
 from app.policies.service import learner_of
 from app.store import ArtefactStore
-from app.tables import Adaptation, Policy, Version, VersionFile
+from app.tables import Policy, Version, VersionFile
 from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, check_params, from_json, load_params, unpack
 from models.learners import Learner
 from models.policy import PolicyConfig
@@ -57,21 +57,34 @@ class Origin:
         return learner, {name: torch.stack([each[name] for each in new]) for name in new[0]}
 
 
-def read_origin(session: Session, adaptation: Adaptation) -> Origin:
-    """What an adaptation starts from.
+def read_origin(
+    session: Session,
+    model: str | None,
+    version: int | None,
+    policy_id: str | None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Origin:
+    """What adaptations start from.
+
+    Args:
+        session: Where to read.
+        model: Name of the model, where it is a version or a policy that comes from one.
+        version: Number of the version.
+        policy_id: The policy, where it is one.
+        architecture: Of a new policy, where it is that.
 
     Raises:
-        NotFound: If that was a policy which is no more.
+        NotFound: If it was a policy which is no more.
     """
     statement = (
         select(VersionFile.name, VersionFile.sha256)
         .join(Version, Version.id == VersionFile.version_id)
-        .where(Version.model == adaptation.model, Version.number == adaptation.version)
+        .where(Version.model == model, Version.number == version)
     )
     files = {name: sha256 for name, sha256 in session.execute(statement)}
-    if adaptation.start_policy_id is None:
-        return Origin(adaptation.request["policy"] or {}, files, None)
-    policy = session.get(Policy, adaptation.start_policy_id)
+    if policy_id is None:
+        return Origin(architecture or {}, files, None)
+    policy = session.get(Policy, policy_id)
     if policy is None:
-        raise NotFound(f"there is no policy {adaptation.start_policy_id!r}")
+        raise NotFound(f"there is no policy {policy_id!r}")
     return Origin({}, files, (policy.sha256, learner_of(session, policy)))

@@ -22,8 +22,8 @@ from app.tasks.schemas import TaskDefinition
 from app.tasks.service import definition_of, get_task
 from app.validation import MAX_ERRORS, FieldError
 from models.adaptation import InnerLoop, require_memory, require_rate
-from models.checkpoint import learner_from_json, space_to_json, to_json
-from models.finetune import require_fit
+from models.checkpoint import from_json, learner_from_json, space_to_json, to_json
+from models.finetune import CONFIGS, MethodConfig, require_fit
 from models.learners import MAML, Learner, MAMLConfig
 from models.policy import Policy, PolicyConfig
 from models.tasks import define_task, environment_of
@@ -100,6 +100,13 @@ def read_task(definition: Mapping[str, Any]) -> Task:
     return define_task(**{**definition, "reward": None if reward is None else reward["expression"]})
 
 
+def read_method(definition: Mapping[str, Any]) -> InnerLoop | MethodConfig:
+    """A method from what was written down of it, by its name."""
+    if definition["name"] == "inner-loop":
+        return from_json(InnerLoop, definition)
+    return from_json(CONFIGS[definition["name"]], definition)
+
+
 def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
     """What adapts a new policy of this architecture to a task: MAML's inner loop, as it is by default.
 
@@ -108,6 +115,50 @@ def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
     """
     environment = environment_of(task)
     return MAML(MAMLConfig(), Policy(config, environment.observation_space, environment.action_space))
+
+
+def require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointer: str) -> None:
+    """Refuse to take what acts in some spaces to a task of others.
+
+    Args:
+        theirs: The spaces, as in a manifest.
+        name: What has them.
+        task: Where it is to act.
+        pointer: Where in the request that is said.
+
+    Raises:
+        Invalid: At the pointer; describes both.
+    """
+    environment = environment_of(task)
+    spaces = {
+        "observation_space": space_to_json(environment.observation_space),
+        "action_space": space_to_json(environment.action_space),
+    }
+    # The bounds of observations are no business of a network's.
+    same_size = len(theirs["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
+    if same_size and theirs["action_space"] == spaces["action_space"]:
+        return
+    where = f"the task runs in {task.environment}, which"
+    raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
+
+
+def require_method(method: InnerLoop | MethodConfig, learner: Learner[Any], horizon: int) -> None:
+    """Refuse a method that the core would refuse.
+
+    Raises:
+        InvalidValue: At ``/method/...``.
+    """
+    if isinstance(method, InnerLoop):
+        require_rate(learner, method)
+        require_memory(method.episodes, horizon, "/method/episodes", sum(learner.policy.config.hidden))
+        require_memory(method.evaluation_episodes, horizon, "/method/evaluation_episodes")
+    else:
+        require_fit(method, learner.policy, horizon)
+
+
+def most_together(method: Mapping[str, Any], horizon: int) -> int:
+    """How many tasks of that horizon can be adapted to in one computation, as far as memory goes."""
+    return max(1, MAX_STEPS_TOGETHER // _steps_in_memory(method, horizon))
 
 
 def _create(
@@ -187,14 +238,9 @@ def _start(session: Session, request: NewAdaptation | NewAdaptations) -> _Start:
 def _require_fit(request: NewAdaptation | NewAdaptations, start: _Start, task: Task, pointer: str) -> None:
     """Refuse what the core would refuse."""
     if start.spaces is not None:
-        _require_same_spaces(start.spaces, start.name, task, pointer)
+        require_same_spaces(start.spaces, start.name, task, pointer)
     learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), task)
-    if isinstance(request.method, InnerLoop):
-        require_rate(learner, request.method)
-        require_memory(request.method.episodes, task.horizon, "/method/episodes", sum(learner.policy.config.hidden))
-        require_memory(request.method.evaluation_episodes, task.horizon, "/method/evaluation_episodes")
-    else:
-        require_fit(request.method, learner.policy, task.horizon)
+    require_method(request.method, learner, task.horizon)
 
 
 def _lead(rows: Sequence[tables.Adaptation]) -> None:
@@ -207,7 +253,7 @@ def _lead(rows: Sequence[tables.Adaptation]) -> None:
         ).append(row)
     for group in groups.values():
         horizon = max(row.task_definition["horizon"] for row in group)
-        most = max(1, MAX_STEPS_TOGETHER // _steps_in_memory(group[0].method, horizon))
+        most = most_together(group[0].method, horizon)
         for place, row in enumerate(group):
             if place % most:
                 row.lead_id = group[place - place % most].id
@@ -233,20 +279,6 @@ def _task(session: Session, reference: str | TaskDefinition, pointer: str) -> tu
         return read_task(reference.model_dump()), None
     except InvalidValue as error:
         raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
-
-
-def _require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointer: str) -> None:
-    environment = environment_of(task)
-    spaces = {
-        "observation_space": space_to_json(environment.observation_space),
-        "action_space": space_to_json(environment.action_space),
-    }
-    # The bounds of observations are no business of a network's.
-    same_size = len(theirs["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
-    if same_size and theirs["action_space"] == spaces["action_space"]:
-        return
-    where = f"the task runs in {task.environment}, which"
-    raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
 
 
 def _describe(spaces: Mapping[str, Any]) -> str:

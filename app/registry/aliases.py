@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.auth import Principal, audit
 from app.database import exclusive, new_id, now
 from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
+from app.evaluations.service import require_verdict
 from app.pagination import Page, paginate
 from app.registry.service import find_model
 from app.tables import Alias, AliasEvent, Version
@@ -21,6 +22,7 @@ def set_alias(
     version: int,
     if_match: str | None = None,
     if_none_match: str | None = None,
+    require_evaluation: str | None = None,
 ) -> tuple[Alias, bool]:
     """Point an alias to a version; its row and whether it is new.
 
@@ -32,10 +34,13 @@ def set_alias(
         version: A number of one of the model's versions.
         if_match: Revisions, one of which it must have now: an ``If-Match`` header.
         if_none_match: Revisions that it must not have; ``*``: it must not exist.
+        require_evaluation: Id of an evaluation that must speak for the version
+            (:func:`app.evaluations.service.require_verdict`).
 
     Raises:
         NotFound: If there is no such model.
-        Invalid: If there is no such version.
+        Invalid: If there is no such version or evaluation.
+        Conflict: If the evaluation does not speak for the version.
         PreconditionFailed: If the alias is not as the caller last saw it.
     """
     row = _locked(session, model, alias)
@@ -43,7 +48,9 @@ def set_alias(
     if session.scalar(select(Version.id).where(Version.model == model, Version.number == version)) is None:
         raise Invalid("/version", f"the model {model!r} has no version {version}")
     created = row is None
-    return _move(session, by, "set", model, alias, row, version), created
+    if require_evaluation is not None:
+        require_verdict(session, require_evaluation, model, version, None if row is None else row.version)
+    return _move(session, by, "set", model, alias, row, version, require_evaluation), created
 
 
 def get_alias(session: Session, model: str, alias: str) -> Alias:
@@ -141,7 +148,14 @@ def _listed(header: str, revision: str | None) -> bool:
 
 
 def _move(
-    session: Session, by: Principal, action: str, model: str, alias: str, row: Alias | None, version: int
+    session: Session,
+    by: Principal,
+    action: str,
+    model: str,
+    alias: str,
+    row: Alias | None,
+    version: int,
+    evaluation: str | None = None,
 ) -> Alias:
     previous = None if row is None else row.version
     if row is None:
@@ -149,7 +163,7 @@ def _move(
         session.add(row)
     row.version = version
     row.updated_at = now()
-    row.revision = _record(session, by, action, model, alias, version, previous)
+    row.revision = _record(session, by, action, model, alias, version, previous, evaluation)
     session.flush()
     return row
 
@@ -162,6 +176,7 @@ def _record(
     alias: str,
     version: int | None,
     previous: int | None,
+    evaluation: str | None = None,
 ) -> str:
     event = AliasEvent(
         id=new_id(),
@@ -174,7 +189,8 @@ def _record(
         by_id=by.id or None,
     )
     session.add(event)
-    audit(session, by, f"aliases.{action}", f"models/{model}/aliases/{alias}", version=version)
+    detail = {} if evaluation is None else {"evaluation": evaluation}
+    audit(session, by, f"aliases.{action}", f"models/{model}/aliases/{alias}", version=version, **detail)
     return event.id
 
 

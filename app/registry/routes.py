@@ -97,8 +97,13 @@ def set_alias(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> AliasBody:
-    """Point an alias to a version: 201 where it is new; 412 where a precondition does not hold."""
-    row, created = aliases.set_alias(session, by, model, alias, body.version, if_match, if_none_match)
+    """Point an alias to a version: 201 where it is new; 412 where a precondition does not hold.
+
+    With `require_evaluation`, 409 where that evaluation does not speak for the version.
+    """
+    row, created = aliases.set_alias(
+        session, by, model, alias, body.version, if_match, if_none_match, body.require_evaluation
+    )
     response.status_code = 201 if created else 200
     return _with_etag(row, response)
 

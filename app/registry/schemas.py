@@ -127,9 +127,15 @@ class LineageBody(Schema):
 class AliasTarget(Schema):
     """Where an alias is to point."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 3}]})
+    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_extra={"examples": [{"version": 3}]})
 
     version: Annotated[Whole, Field(ge=1, lt=2**31)]
+    """A number of one of the model's versions."""
+
+    require_evaluation: str | None = None
+    """Id of an evaluation that must speak for the version, else the alias stays as it is (409): it has succeeded
+    without leakage, its first subject is the version, and it did not find it worse than the version that the alias
+    points to, which must be among its subjects."""
 
 
 class AliasBody(Schema):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -72,12 +72,14 @@ class TaskSelection(Schema):
     """What a run trains on: exactly one of `family`, `ids` and `labels`."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+    default_split: ClassVar[Split] = "train"
 
     family: str | None = None
     """A task family: every iteration draws fresh tasks of its distribution."""
 
     split: Split | None = None
-    """Part of the family, `train` by default; with `labels`, only tasks of this split."""
+    """Part of the family, `train` by default for a run and `test` for an evaluation; with `labels`, only tasks of this
+    split."""
 
     registered: bool = False
     """With `family`: its registered tasks instead of fresh ones."""
@@ -92,7 +94,7 @@ class TaskSelection(Schema):
     @classmethod
     def _complete(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("family") is not None and data.get("split") is None:
-            return data | {"split": "train"}
+            return data | {"split": cls.default_split}
         return data
 
     @model_validator(mode="after")

@@ -160,6 +160,39 @@ def read_family(definition: dict[str, Any]) -> TaskFamily:
     return define_family(**(definition | {"reward": None if reward is None else reward["expression"]}))
 
 
+def select_registered(session: Session, selection: TaskSelection) -> list[tables.Task]:
+    """The registered tasks that were selected; they stay until the transaction ends.
+
+    Raises:
+        Invalid: At ``/tasks/...``, if one does not exist, there is none, or there are more than :data:`MAX_TASKS`.
+    """
+    # Held until it is written down what they are for: a selected task must not be deleted in between.
+    exclusive(session, TASKS_LOCK)
+    if selection.ids is not None:
+        return _in_order(_find_tasks(session, selection.ids))
+    statement = select_tasks(selection.family, selection.split, (selection.labels or {}).items())
+    rows = session.scalars(statement.limit(MAX_TASKS + 1)).all()
+    if not rows:
+        what = f"of family {selection.family!r}" if selection.family else f"with labels {selection.labels}"
+        split = f" in split {selection.split!r}" if selection.split else ""
+        raise Invalid("/tasks", f"the selection is empty: no registered task {what}{split}")
+    if len(rows) > MAX_TASKS:
+        raise Invalid("/tasks", f"more than {MAX_TASKS} tasks are selected; a run takes at most that many")
+    return _in_order(rows)
+
+
+def find_family(session: Session, name: str) -> TaskFamily:
+    """The family of that name, as the core knows it.
+
+    Raises:
+        Invalid: At ``/tasks/family``, if there is none.
+    """
+    row = session.scalar(select(tables.TaskFamily).where(tables.TaskFamily.name == name))
+    if row is None:
+        raise Invalid("/tasks/family", f"there is no task family {name!r}")
+    return family_of(row)
+
+
 def _asked(run: tables.Run) -> tuple[NewRun, TaskFamily | None]:
     """The request that was written down, and the family as it was then."""
     # What an earlier version wrote down has not all of today's members: they take their defaults.
@@ -199,36 +232,15 @@ def _held_out(request: NewRun, family: TaskFamily) -> HeldOut:
 
 def _select(session: Session, selection: TaskSelection) -> tuple[TaskFamily | None, list[tables.Task]]:
     """The family that was named, if one was, and the registered tasks that were selected, if any are."""
-    family = None
-    if selection.family is not None:
-        family = _find_family(session, selection.family)
-        if not selection.registered:
-            return family, []
-    # Held until the run is written down: a selected task must not be deleted in between.
-    exclusive(session, TASKS_LOCK)
-    if selection.ids is not None:
-        return family, _in_order(_find_tasks(session, selection.ids))
-    statement = select_tasks(selection.family, selection.split, (selection.labels or {}).items())
-    rows = session.scalars(statement.limit(MAX_TASKS + 1)).all()
-    if not rows:
-        what = f"of family {selection.family!r}" if selection.family else f"with labels {selection.labels}"
-        split = f" in split {selection.split!r}" if selection.split else ""
-        raise Invalid("/tasks", f"the selection is empty: no registered task {what}{split}")
-    if len(rows) > MAX_TASKS:
-        raise Invalid("/tasks", f"more than {MAX_TASKS} tasks are selected; a run takes at most that many")
-    return family, _in_order(rows)
+    family = None if selection.family is None else find_family(session, selection.family)
+    if family is not None and not selection.registered:
+        return family, []
+    return family, select_registered(session, selection)
 
 
 def _in_order(rows: Iterable[tables.Task]) -> list[tables.Task]:
     # By definition, not by age or name: the same tasks train alike wherever and however they were registered.
     return sorted(rows, key=lambda row: row.digest)
-
-
-def _find_family(session: Session, name: str) -> TaskFamily:
-    row = session.scalar(select(tables.TaskFamily).where(tables.TaskFamily.name == name))
-    if row is None:
-        raise Invalid("/tasks/family", f"there is no task family {name!r}")
-    return family_of(row)
 
 
 def _find_tasks(session: Session, references: Sequence[str]) -> list[tables.Task]:
@@ -258,7 +270,7 @@ def _family_of_tasks(session: Session, rows: Sequence[tables.Task]) -> TaskFamil
     if family is None:
         detail = "the selected tasks are of no family that held-out tasks could be drawn from; leave evaluation out"
         raise Invalid("/evaluation", detail)
-    return _find_family(session, family)
+    return find_family(session, family)
 
 
 def _require_held_out(request: NewRun, rows: Sequence[tables.Task]) -> None:

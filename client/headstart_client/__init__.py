@@ -9,6 +9,7 @@ from headstart_client.errors import (
     Conflict,
     ConnectionFailed,
     DigestMismatch,
+    EvaluationFailed,
     FieldError,
     Forbidden,
     HeadstartError,
@@ -24,6 +25,7 @@ from headstart_client.errors import (
     TooManyRequests,
     Unauthorised,
 )
+from headstart_client.evaluations import Evaluation, EvaluationProgress, Leak
 from headstart_client.events import Event
 from headstart_client.policies import Action, Policy
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
@@ -48,6 +50,9 @@ __all__ = [
     "CurvePoint",
     "DigestMismatch",
     "Environment",
+    "Evaluation",
+    "EvaluationFailed",
+    "EvaluationProgress",
     "EvaluationTasks",
     "Event",
     "Failure",
@@ -59,6 +64,7 @@ __all__ = [
     "HeldOutReturns",
     "InvalidRequest",
     "InvalidResponse",
+    "Leak",
     "Lineage",
     "Metric",
     "Model",

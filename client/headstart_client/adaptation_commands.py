@@ -11,12 +11,11 @@ from typing import Any
 from headstart_client.adaptations import Adaptation
 from headstart_client.client import Client
 from headstart_client.groups import Group, add_command, add_limit, limited
-from headstart_client.inputs import UsageError, object_or_word, option_value, pair
+from headstart_client.inputs import UsageError, object_or_word
+from headstart_client.methods import add_budget, budget_of
 from headstart_client.output import Output, fields, listing, record
 from headstart_client.progress import amount, figure
 from headstart_client.waiting import goes_on
-
-LIMITS = ("environment_steps", "seconds", "target_return")
 
 
 def add_adaptations(parent: Any, options: argparse.ArgumentParser) -> None:
@@ -51,14 +50,7 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", default="inner-loop", help="inner-loop, ppo, dqn or sac, or JSON (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, help="of the inner loop")
-    parser.add_argument("--episodes", type=int, help="for each step of the inner loop; else a budget")
-    parser.add_argument("--environment-steps", type=int, metavar="N", help="budget of ppo, dqn or sac")
-    parser.add_argument("--seconds", type=float, help="budget of ppo, dqn or sac")
-    parser.add_argument("--target-return", type=float, metavar="RETURN", help="end where this is reached")
-    parser.add_argument(
-        "--option", action="append", type=pair, metavar="NAME=VALUE", help="any other option of the method"
-    )
+    add_budget(parser)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--ttl-seconds", type=int, help="how long to keep the policy")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting; it goes on")
@@ -67,8 +59,6 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
 def _adapt(client: Client, args: argparse.Namespace) -> Output:
     if (args.model is None) == (args.policy is None):
         raise UsageError("give a MODEL or --policy, one of them")
-    chosen = {name: getattr(args, name) for name in ("steps", "episodes", *LIMITS)}
-    chosen |= {name: option_value(value) for name, value in args.option or ()}
     show = _line_on(sys.stderr) if sys.stderr.isatty() and not args.json else None
     adaptation = client.adaptations.create(
         args.model,
@@ -79,7 +69,7 @@ def _adapt(client: Client, args: argparse.Namespace) -> Output:
         policy=None if args.policy is None else object_or_word(args.policy, "--policy"),
         wait=show is None,
         timeout_s=args.timeout,
-        **{name: value for name, value in chosen.items() if value is not None},
+        **budget_of(args),
     )
     if show is not None:
         with goes_on(f"adaptation {adaptation.id}", f"headstart adaptations cancel {adaptation.id}"):

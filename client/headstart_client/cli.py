@@ -16,11 +16,13 @@ from headstart_client.commands import add_commands
 from headstart_client.errors import (
     AdaptationFailed,
     ConnectionFailed,
+    EvaluationFailed,
     HeadstartError,
     Problem,
     RunFailed,
     Timeout,
 )
+from headstart_client.output import cell
 
 REFUSED, USAGE, CANNOT_CONNECT, WORK_FAILED, TIMED_OUT = 1, 2, 3, 4, 5
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -31,8 +33,10 @@ exit codes:
   1    the service refused, or what it sent was damaged
   2    the command line, or a file on this machine, is at fault
   3    cannot connect
-  4    the run or the adaptation failed or was cancelled
+  4    the run, the adaptation or the evaluation failed or was cancelled
   5    not finished in time; it goes on
+  6    the verdict of an evaluation is not what --fail-unless asks for
+  7    an evaluation has leakage: a subject was trained on held-out tasks
   130  interrupted with Ctrl-C
 
 environment:
@@ -50,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="headstart",
-        description="Register tasks, meta-train, promote versions, adapt and act on a Headstart service.",
+        description="Register tasks, meta-train, promote versions, adapt, evaluate and act on a Headstart service.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -104,6 +108,8 @@ def _run(args: argparse.Namespace) -> tuple[int, Any, str]:
         return _failed(WORK_FAILED, error, error.run.raw)
     except AdaptationFailed as error:
         return _failed(WORK_FAILED, error, error.adaptation.raw)
+    except EvaluationFailed as error:
+        return _failed(WORK_FAILED, error, error.evaluation.raw)
     except Timeout as error:
         return _failed(TIMED_OUT, error, _problem("Timeout", error))
     except ConnectionFailed as error:
@@ -116,7 +122,9 @@ def _run(args: argparse.Namespace) -> tuple[int, Any, str]:
         if isinstance(error, BrokenPipeError):
             raise
         return _failed(USAGE, error, _problem("Usage", error))
-    return 0, output.document, output.text
+    for note in output.notes:
+        print(cell(note), file=sys.stderr)
+    return output.code, output.document, output.text
 
 
 def _problem(title: str, error: Exception) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from headstart_client.access import ApiKeys
 from headstart_client.adaptations import Adaptations
 from headstart_client.discovery import find_key, find_url
 from headstart_client.errors import ConnectionFailed, Problem
+from headstart_client.evaluations import Evaluations
 from headstart_client.policies import Policies
 from headstart_client.registry import Aliases, Models, Versions
 from headstart_client.runs import Runs
@@ -50,8 +51,10 @@ class Client:
         aliases: Movable pointers to versions.
         adaptations: Uses of a version on a task.
         policies: What acts.
+        evaluations: What versions and policies are worth on tasks that they have not seen.
         api_keys: Who may do what.
         adapt: Adapt a model to a task: :meth:`Adaptations.create`.
+        evaluate: Measure versions and policies: :meth:`Evaluations.create`.
         act: Ask for actions: :meth:`Policies.act`.
 
     Raises:
@@ -78,8 +81,10 @@ class Client:
         self.versions = Versions(transport, self.models, self.aliases)
         self.adaptations = Adaptations(transport)
         self.policies = Policies(transport, self.versions)
+        self.evaluations = Evaluations(transport)
         self.api_keys = ApiKeys(transport)
         self.adapt = self.adaptations.create
+        self.evaluate = self.evaluations.create
         self.act = self.policies.act
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 from headstart_client.adaptation_commands import add_adaptations
 from headstart_client.client import Client
+from headstart_client.evaluation_commands import add_evaluations
 from headstart_client.groups import Group, add_command, add_limit, limited
 from headstart_client.inputs import numbers, pair, parameter_value, read_object, read_tasks
 from headstart_client.output import Output, fields, listing, record, table
@@ -22,6 +23,7 @@ def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
     add_runs(Group(parent, "runs", "background meta-training", options))
     _add_models(Group(parent, "models", "models, their versions and aliases", options))
     add_adaptations(parent, options)
+    add_evaluations(parent, options)
     _add_act(add_command(parent, "act", _act, "ask a policy for actions", options))
 
 
@@ -165,6 +167,7 @@ def _add_aliases(group: Group) -> None:
         parser.add_argument("model", help="name")
         parser.add_argument("alias", help="name")
     moved.add_argument("version", type=int)
+    moved.add_argument("--require-evaluation", metavar="ID", help="only if this evaluation speaks for the version")
     for parser in (moved, rolled, removed):
         parser.add_argument("--if-match", metavar="ETAG", help="only if it is still where this etag was read")
     add_limit(past)
@@ -174,7 +177,11 @@ def _add_aliases(group: Group) -> None:
 
 
 def _set_alias(client: Client, args: argparse.Namespace) -> Output:
-    return record(client.aliases.set(args.model, args.alias, args.version, if_match=args.if_match))
+    required = args.require_evaluation
+    moved = client.aliases.set(
+        args.model, args.alias, args.version, if_match=args.if_match, require_evaluation=required
+    )
+    return record(moved)
 
 
 def _get_alias(client: Client, args: argparse.Namespace) -> Output:

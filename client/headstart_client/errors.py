@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headstart_client.adaptations import Adaptation
+    from headstart_client.evaluations import Evaluation
     from headstart_client.runs import Run
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
@@ -67,6 +68,19 @@ class AdaptationFailed(HeadstartError):
         reason = f": {adaptation.error.detail}" if adaptation.error else ""
         super().__init__(f"adaptation {adaptation.id} {adaptation.state}{reason}")
         self.adaptation = adaptation
+
+
+class EvaluationFailed(HeadstartError):
+    """An evaluation that was waited for has failed or was cancelled.
+
+    Attributes:
+        evaluation: The evaluation as it ended; ``evaluation.error`` says why.
+    """
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        reason = f": {evaluation.error.detail}" if evaluation.error else ""
+        super().__init__(f"evaluation {evaluation.id} {evaluation.state}{reason}")
+        self.evaluation = evaluation
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,14 @@ class Output:
     Attributes:
         document: For programs, anything that JSON can say.
         text: For people.
+        code: What the command exits with.
+        notes: Lines for stderr.
     """
 
     document: Any
     text: str
+    code: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def listing(member: str, items: Iterable[Resource], columns: Sequence[str]) -> Output:

@@ -11,7 +11,7 @@ from typing import Any
 from headstart_client.downloads import download, plain_name
 from headstart_client.errors import HeadstartError
 from headstart_client.transport import Transport, json_of, segment
-from headstart_client.wire import File, Resource, parse
+from headstart_client.wire import File, Resource, id_of, parse, without_none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +221,7 @@ class Aliases:
         *,
         if_match: str | Alias | None = None,
         only_new: bool = False,
+        require_evaluation: str | Resource | None = None,
     ) -> Alias:
         """Point an alias at a version; made if there is none of that name.
 
@@ -230,8 +231,11 @@ class Aliases:
             version: The version, or its number.
             if_match: Move it only if it is still where it was when this (its etag) was read.
             only_new: Make it only if there is none of that name.
+            require_evaluation: Move it only if this evaluation, or the one of this id, speaks for the version: it has
+                no leakage and did not find it worse than the version where the alias points.
 
         Raises:
+            Conflict: If the evaluation does not speak for it.
             PreconditionFailed: If it has moved meanwhile, or stands although it should be new.
             InvalidRequest: If there is no such version.
         """
@@ -239,7 +243,9 @@ class Aliases:
         number = version.version if isinstance(version, Version) else version
         path = _alias_path(model, alias)
         # A second try after a lost answer would meet its own change and report a conflict that is none.
-        return self._sent("PUT", path, {"version": number}, headers, repeatable=not headers)
+        evaluation = None if require_evaluation is None else id_of(require_evaluation)
+        body = without_none(version=number, require_evaluation=evaluation)
+        return self._sent("PUT", path, body, headers, repeatable=not headers)
 
     def get(self, model: str, alias: str) -> Alias:
         """One alias, with its etag."""

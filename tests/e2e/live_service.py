@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from app.database import Database
 from app.settings import Settings
-from app.tables import Adaptation, Run
+from app.tables import Adaptation, Evaluation, Run
 
 COMMAND = str(Path(sys.executable).with_name("headstart-server"))
 
@@ -99,6 +99,10 @@ class Service:
     def adapter_of(self, adaptation_id):
         """Process id of the worker that has the adaptation."""
         return self._worker_of(Adaptation, adaptation_id)
+
+    def evaluator_of(self, evaluation_id):
+        """Process id of the worker that has the evaluation."""
+        return self._worker_of(Evaluation, evaluation_id)
 
     def _worker_of(self, table, id_):
         with self.database.snapshot() as session:

@@ -90,7 +90,7 @@ def test_a_service_that_is_stopped_or_killed_goes_on_where_it_was(service, undis
     wait_until(lambda: service.worker_of(run_id))
     assert service.crashes_of(run_id) == 0
     children = service.children()
-    assert len(children) == 3
+    assert len(children) == 4
     service.stop(signal.SIGKILL)
     wait_until(lambda: not any(is_alive(pid) for pid in children), 10)
     service.start()
@@ -142,4 +142,49 @@ def test_running_fine_tuning_is_cancelled_within_two_seconds(service):
     asked = time.monotonic()
     service.http.post(f"/v1/adaptations/{adaptation_id}:cancel")
     wait_until(lambda: adaptation(service, adaptation_id)["state"] == "cancelled")
+    assert time.monotonic() - asked < 2
+
+
+EVALUATION = {
+    "subjects": [RUN["model"]],
+    "tasks": {"family": "navigation-2d", "count": 4},
+    "methods": [{"name": "ppo", "environment_steps": 4000, "evaluation_episodes": 2}],
+    "seeds": 6,
+}
+
+
+def evaluation(service, evaluation_id):
+    return service.http.get(f"/v1/evaluations/{evaluation_id}").json()
+
+
+def evaluate(service, **changes):
+    response = service.http.post("/v1/evaluations", json=EVALUATION | changes)
+    assert response.status_code == 202, response.text
+    return response.json()["id"]
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_an_evaluation_whose_worker_is_killed_has_the_numbers_of_an_undisturbed_one(service):
+    def numbers(evaluation_id):
+        wait_until(lambda: evaluation(service, evaluation_id)["state"] not in ("queued", "running"), 120)
+        assert evaluation(service, evaluation_id)["state"] == "succeeded", evaluation(service, evaluation_id)["error"]
+        return service.http.get(f"/v1/evaluations/{evaluation_id}/evaluation.json").json()["runs"]
+
+    killed = evaluate(service)
+    for attempt in (1, 2):
+        wait_until(lambda attempt=attempt: evaluation(service, killed)["progress"]["done"] >= 8 * attempt)
+        assert evaluation(service, killed)["attempts"] == attempt
+        os.kill(service.evaluator_of(killed), signal.SIGKILL)
+    assert numbers(killed) == numbers(evaluate(service))
+    assert evaluation(service, killed)["attempts"] == 3
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_running_evaluation_is_cancelled_within_two_seconds(service):
+    evaluation_id = evaluate(service, methods=[{"name": "ppo", "environment_steps": 10**7}])
+    wait_until(lambda: evaluation(service, evaluation_id)["state"] == "running")
+    time.sleep(0.5)
+    asked = time.monotonic()
+    service.http.post(f"/v1/evaluations/{evaluation_id}:cancel")
+    wait_until(lambda: evaluation(service, evaluation_id)["state"] == "cancelled")
     assert time.monotonic() - asked < 2

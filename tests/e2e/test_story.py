@@ -223,6 +223,35 @@ def test_the_command_line_trains_on_and_publishes(service):
     assert "at least one of environment_steps" in endless.stderr
 
 
+EVALUATED = ("--method", "inner-loop", "--steps", "2", "--episodes", "4", "--seeds", "2", "--count", "4")
+
+
+def test_versions_are_evaluated_and_a_pipeline_goes_by_the_verdict(service, client, version, tmp_path):
+    client.aliases.set("story", "champion", version)
+    subjects = (version.reference, "story@champion")
+    asked = ("evaluate", *subjects, "--family", "cartpole-reversed", *EVALUATED)
+    report = tmp_path / "report.html"
+    done = headstart(service, *asked, "--fail-unless", "better-or-equal", "--report", str(report))
+    assert done.returncode == 0, done.stderr
+    assert f"{version.reference} against story@champion by inner-loop: no difference shown" in done.stdout
+    assert "</html>" in report.read_text()
+
+    done = headstart(service, *asked, "--fail-unless", "better", "--json", "--no-scratch")
+    assert done.returncode == 6
+    assert "the verdict is 'no difference shown', but --fail-unless better" in done.stderr
+    evaluation = client.evaluations.get(json.loads(done.stdout)["id"])
+    assert evaluation.result["subjects"].keys() == set(subjects)
+    assert client.aliases.set("story", "gated", version, require_evaluation=evaluation).version == version.version
+    paths = client.evaluations.download_all(evaluation, tmp_path)
+    assert {path.name for path in paths} == {file.name for file in evaluation.files}
+    again = client.evaluations.wait(client.evaluations.submit(evaluation.protocol))
+    assert again.result == evaluation.result
+
+    done = headstart(service, *asked, "--split", "train")
+    assert done.returncode == 7
+    assert f"LEAKAGE: {version.reference} was trained on 4 of the 4 held-out tasks" in done.stderr
+
+
 def test_a_run_is_watched_at_a_terminal_and_by_a_program(service, client):
     stop = {"iterations": 12}
     run = client.runs.create("watched", tasks={"family": "cartpole-reversed"}, **SMALL | {"stop": stop})

@@ -7,10 +7,12 @@ import torch
 from models import statistics
 from models.adaptation import InnerLoop
 from models.evaluation import (
+    MOST_PLACES,
     Grid,
     Point,
     Run,
     Subject,
+    by_task,
     compare,
     measure,
     oracle,
@@ -125,3 +127,31 @@ def test_what_is_possible_is_told_where_it_is_known() -> None:
 def test_runs_are_written_and_read_back() -> None:
     runs = [[curve((0, 1.5), (100, -2.25))], [curve((0, 0.1))]]
     assert runs_from_json(runs_to_json(runs)) == runs
+
+
+def test_results_task_by_task_are_means_over_seeds_and_a_threshold_is_never_reached_by_its_budget() -> None:
+    runs = [[curve((0, 1.0), (10, 5.0)), curve((0, 3.0), (10, 2.0))], [curve((0, 2.0), (10, 2.0))] * 2]
+    first, second = by_task(runs, "ppo", [6.0, None], threshold=5.0)
+    assert first == {
+        "before": 1.5,
+        "after": 3.5,
+        "gain": 2.0,
+        "worse": 0.0,
+        "regret": 2.5,
+        "median_environment_steps": None,
+    }
+    assert (second["gain"], second["worse"], second["regret"]) == (-0.5, 0.5, None)
+
+
+def test_a_long_curve_is_reported_at_some_of_its_places_its_ends_among_them() -> None:
+    run = curve(*((step, float(step)) for step in range(0, 1000, 2)))
+    places = Grid.of([[run]], "dqn").places
+    assert len(places) == MOST_PLACES
+    assert (places[0], places[-1]) == (0, 998)
+
+
+def test_tasks_that_are_measured_in_parts_come_out_as_together() -> None:
+    subject = Subject(learner(), learner().initialise(1).params)
+    whole = measure(subject, TaskBatch.of(TASKS), INNER, seed=3)
+    parts = measure(subject, TaskBatch.of(TASKS[:2]), INNER, 3) + measure(subject, TaskBatch.of(TASKS[2:]), INNER, 3, 2)
+    assert parts == whole

@@ -395,3 +395,37 @@ def test_every_cart_of_the_cartpole_families_can_be_balanced() -> None:
             state, _, terminated = tasks.environment.step(state, lean.long(), keys, tasks.params)
             fallen |= terminated
         assert not bool(fallen.any())
+
+
+def test_a_family_holds_its_tasks_and_none_of_another_range_value_or_reward() -> None:
+    family = define_family(
+        "mixed",
+        "Navigation2D-v0",
+        {"goal_x": {"uniform": [0.1, 0.4]}, "goal_y": {"choice": [-0.2, 0.2]}, "radius": {"loguniform": [0.1, 0.5]}},
+    )
+    assert all(family.holds(task) for task in family.sample("test", 3, range(50)))
+    inside = {"goal_x": 0.4, "goal_y": 0.2, "radius": 0.1}
+    for changes, held in (
+        ({}, True),
+        ({"goal_x": 0.41}, False),
+        ({"goal_y": 0.1}, False),
+        ({"radius": 0.09}, False),
+        ({"reward": "sparse"}, False),
+    ):
+        assert family.holds(define_task("Navigation2D-v0", inside | changes)) == held
+    assert not family.holds(define_task("Navigation2D-v0", inside, reward="2 * reward"))
+    assert not family.holds(define_task("CartPole-v1"))
+
+
+def test_the_coordinates_of_an_arc_are_held_where_the_arc_reaches() -> None:
+    family = define_family(
+        "arc", "Navigation2D-v0", {"goal_x": {"cos": [0.4, 0, 3.2]}, "goal_y": {"sin": [0.4, 0, 3.2]}}
+    )
+    assert all(family.holds(task) for task in family.sample("train", 0, range(50)))
+    assert not family.holds(define_task("Navigation2D-v0", {"goal_x": 0.0, "goal_y": -0.3}))
+
+
+def test_a_family_of_constants_and_choices_is_finite() -> None:
+    few = define_family("few", "Navigation2D-v0", {"goal_x": {"choice": [0.1, 0.2]}})
+    assert few.is_finite
+    assert not define_family("many", "Navigation2D-v0", {"goal_x": {"uniform": [0.1, 0.2]}}).is_finite
