@@ -178,7 +178,7 @@ def curves(evaluation: Json, methods: Sequence[str]) -> Figure:
             axes.set_ylabel("return" if what == "mean" else "")
             whole_numbers(axes)
 
-    return panels(methods, [2.6] * len(methods), draw, subject_keys(evaluation), keys)
+    return panels(methods, [2.4] * len(methods), draw, subject_keys(evaluation), keys)
 
 
 def _curve(axes: Axes, look: Json, curve: Sequence[Json], what: str) -> None:
@@ -220,4 +220,4 @@ def profile(evaluation: Json, methods: Sequence[str]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
     keys: list[Any] = [Patch(color="#999999", alpha=0.35, linewidth=0, label="95 % interval")]
-    return panels(methods, [2.8] * len(methods), draw, subject_keys(evaluation), keys)
+    return panels(methods, [2.5] * len(methods), draw, subject_keys(evaluation), keys)

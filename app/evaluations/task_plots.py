@@ -67,7 +67,7 @@ def parameters(evaluation: Json, methods: Sequence[str]) -> Figure:
     if any(task["in_range"] is False for task in tasks):
         ring: dict[str, Any] = {"markeredgecolor": "black", "markerfacecolor": "white", "linestyle": "none"}
         keys.append(Line2D([], [], marker="o", **ring, label="black edge: outside the training range"))
-    height = 0.1 + 2.1 * rows if names else 0.8
+    height = 0.1 + 1.85 * rows if names else 0.8
     return panels(methods, [height] * len(methods), draw, subject_keys(evaluation), keys)
 
 
@@ -87,13 +87,13 @@ def _against(axes: Axes, evaluation: Json, method: str, parameter: str, when: st
         _cloud(axes, places + shift, returns, outside, look, many)
         if is_number:
             line = _trend(places, returns)
-            axes.plot(*line, color="white", linewidth=3.0)
-            axes.plot(*line, color=look["color"], linestyle=look["linestyle"], linewidth=1.5)
+            axes.plot(*line, color="white", linewidth=3.0, zorder=2)
+            axes.plot(*line, color=look["color"], linestyle=look["linestyle"], linewidth=1.5, zorder=3)
         else:
             x, half = np.unique(places) + shift, 0.3 / len(subjects)
             means = _means(places, returns)
-            axes.hlines(means, x - half, x + half, "white", linewidth=4, zorder=2)
-            axes.hlines(means, x - half, x + half, look["color"], linewidth=2, zorder=2)
+            axes.hlines(means, x - half, x + half, "white", linewidth=3.2, zorder=2)
+            axes.hlines(means, x - half, x + half, look["color"], linewidth=1.8, zorder=3)
     if is_number:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         if places.min() > 0 and places.max() / places.min() > 100:
@@ -155,7 +155,7 @@ def tasks(evaluation: Json, methods: Sequence[str]) -> Figure:
     across = min(subjects, 4)
     rows = -(-subjects // across)
     is_named = len(shown) <= NAMED_TASKS
-    one = 0.75 + 0.15 * len(shown) if is_named else 1.9
+    one = 0.7 + 0.135 * len(shown) if is_named else 1.9
 
     def draw(part: SubFigure, method: str) -> None:
         grid = part.subplots(rows, across, sharey=True, sharex=is_named, squeeze=False)
