@@ -100,6 +100,50 @@ def read_task(definition: Mapping[str, Any]) -> Task:
     return define_task(**{**definition, "reward": None if reward is None else reward["expression"]})
 
 
+def find_task(session: Session, reference: str | TaskDefinition, pointer: str) -> tuple[Task, str | None]:
+    """A task that a request refers to by id, name or definition, and its id where it is registered.
+
+    Raises:
+        Invalid: At ``pointer``, if there is none of that id or name.
+        InvalidValue: Below it, if the definition is not valid.
+    """
+    if isinstance(reference, str):
+        try:
+            row = get_task(session, reference)
+        except NotFound as error:
+            raise Invalid(pointer, error.detail) from error
+        return definition_of(row), row.id
+    try:
+        return read_task(reference.model_dump()), None
+    except InvalidValue as error:
+        raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
+
+
+def require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointer: str) -> None:
+    """Refuse a task in which a policy of these spaces cannot act.
+
+    Args:
+        theirs: Holds the ``observation_space`` and ``action_space`` of the policy, as JSON.
+        name: What to call the policy.
+        task: The task.
+        pointer: Where the request names it.
+
+    Raises:
+        Invalid: At ``pointer``, with both.
+    """
+    environment = environment_of(task)
+    spaces = {
+        "observation_space": space_to_json(environment.observation_space),
+        "action_space": space_to_json(environment.action_space),
+    }
+    # The bounds of observations are no business of a network's.
+    same_size = len(theirs["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
+    if same_size and theirs["action_space"] == spaces["action_space"]:
+        return
+    where = f"the task runs in {task.environment}, which"
+    raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
+
+
 def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
     """What adapts a new policy of this architecture to a task: MAML's inner loop, as it is by default.
 
@@ -122,7 +166,7 @@ def _create(
     errors: list[FieldError] = []
     for (reference, pointer), body in zip(references, asked, strict=True):
         try:
-            task, task_id = _task(session, reference, pointer)
+            task, task_id = find_task(session, reference, pointer)
             _require_fit(request, start, task, pointer)
         except Invalid as error:
             errors += error.errors
@@ -187,7 +231,7 @@ def _start(session: Session, request: NewAdaptation | NewAdaptations) -> _Start:
 def _require_fit(request: NewAdaptation | NewAdaptations, start: _Start, task: Task, pointer: str) -> None:
     """Refuse what the core would refuse."""
     if start.spaces is not None:
-        _require_same_spaces(start.spaces, start.name, task, pointer)
+        require_same_spaces(start.spaces, start.name, task, pointer)
     learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), task)
     if isinstance(request.method, InnerLoop):
         require_rate(learner, request.method)
@@ -220,33 +264,6 @@ def _steps_in_memory(method: Mapping[str, Any], horizon: int) -> int:
         return int(max(evaluated, method["episodes"] * horizon))
     kept = method.get("buffer_size", method["parallel_episodes"] * method["steps"])
     return int(max(evaluated, kept))
-
-
-def _task(session: Session, reference: str | TaskDefinition, pointer: str) -> tuple[Task, str | None]:
-    if isinstance(reference, str):
-        try:
-            row = get_task(session, reference)
-        except NotFound as error:
-            raise Invalid(pointer, error.detail) from error
-        return definition_of(row), row.id
-    try:
-        return read_task(reference.model_dump()), None
-    except InvalidValue as error:
-        raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
-
-
-def _require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointer: str) -> None:
-    environment = environment_of(task)
-    spaces = {
-        "observation_space": space_to_json(environment.observation_space),
-        "action_space": space_to_json(environment.action_space),
-    }
-    # The bounds of observations are no business of a network's.
-    same_size = len(theirs["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
-    if same_size and theirs["action_space"] == spaces["action_space"]:
-        return
-    where = f"the task runs in {task.environment}, which"
-    raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
 
 
 def _describe(spaces: Mapping[str, Any]) -> str:
