@@ -44,7 +44,7 @@ def collect(
         keys: [N] int64, one stream for each task (:mod:`models.random`).
         deterministic: Take the most likely action in place of sampling.
         traced: Keep what the hidden layers gave; only for a policy that is traceable.
-        states: Keep the environment's own states, where it is given by functions of them.
+        states: Keep what drawing needs: what episodes began with, and states of an environment given by functions.
 
     Returns:
         The episodes, padded to the longest.
@@ -84,12 +84,9 @@ def collect(
             actions.append(action)
             observations.append(observation)
     rollout = _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
-    return replace(
-        rollout,
-        trace=None if trace is None else tuple(x[:, : rollout.steps] for x in trace),
-        begun=begun,
-        state=simulation.states(rollout.steps) if states else None,
-    )
+    if states:
+        rollout = replace(rollout, begun=begun, state=simulation.states(rollout.steps))
+    return rollout if trace is None else replace(rollout, trace=tuple(x[:, : rollout.steps] for x in trace))
 
 
 def _assemble(

@@ -92,7 +92,7 @@ class Rollout:
         terminated: [N, B] bool: the episode ended in a terminal state (False: it was cut off at the horizon).
         final_observation: [N, B, O], the observation after each episode's last step.
         trace: What each hidden layer of the policies gave, [N, T, B, H_i], where that was kept.
-        begun: The key that each episode began with, [N, B] int64.
+        begun: The key that each episode began with, [N, B] int64, where states were to be kept.
         state: The environment's own states, [N, T + 1, B, S], where they were kept; after an episode's end its last.
         environment_steps: Real steps of all episodes.
     """

@@ -219,7 +219,6 @@ class Environment(ABC):
         observation_space: Shape and bounds of one observation.
         action_space: The actions it takes.
         default_horizon: Steps after which an episode is truncated, where a task does not say.
-        renders: Whether Gymnasium has a renderer for it.
     """
 
     id: str
@@ -229,7 +228,11 @@ class Environment(ABC):
     observation_space: Box
     action_space: Box | Discrete[np.int64]
     default_horizon: int
-    renders: bool
+
+    @property
+    @abstractmethod
+    def renders(self) -> bool:
+        """Whether Gymnasium has a renderer for it."""
 
     @property
     def observation_size(self) -> int:

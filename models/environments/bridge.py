@@ -175,7 +175,7 @@ class BridgedEnvironment(Environment):
         self.action_space: Box | Discrete[np.int64] = (
             Box(lowest_action, highest_action) if count is None else Discrete(count)
         )
-        self.renders = content["renders"]
+        self._renders: bool = content["renders"]
         self.default_horizon = min(content["max_episode_steps"] or _DEFAULT_HORIZON, _LONGEST_HORIZON)
         actions = f"{len(lowest_action)} numbers" if count is None else f"ids 0 to {count - 1}"
         made = "" if arguments == "{}" else f", made with {arguments}"
@@ -223,6 +223,11 @@ class BridgedEnvironment(Environment):
     def configuration(self, parameters: Mapping[str, ParameterValue]) -> dict[str, Any]:
         """What a process needs to make the environment of a task."""
         return {"module": self._module, "name": self._name, "arguments": self.arguments(parameters)}
+
+    @property
+    @override
+    def renders(self) -> bool:
+        return self._renders
 
     @override
     def scene(self, task: Task, rollout: Rollout, action: Tensor) -> Scene:

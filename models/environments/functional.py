@@ -45,8 +45,9 @@ class FunctionalEnvironment(Environment):
     attributes: Mapping[str, str] | None = None
 
     @property
-    def renders(self) -> bool:  # type: ignore[override]
-        """Whether Gymnasium has a renderer for it."""
+    @final
+    @override
+    def renders(self) -> bool:
         return self.attributes is not None
 
     @abstractmethod
