@@ -12,7 +12,7 @@ COPY pyproject.toml README.md ./
 COPY app app
 COPY models models
 COPY migrations migrations
-RUN /opt/headstart/bin/pip install --constraint requirements.lock .
+RUN /opt/headstart/bin/pip install --constraint requirements.lock ".[video]"
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --create-home headstart && install -d -o headstart -g headstart /var/lib/headstart

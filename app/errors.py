@@ -112,6 +112,10 @@ class Corrupt(HeadstartError):
     """Stored bytes are not the ones that were stored."""
 
 
+class CannotDraw(HeadstartError):
+    """This machine lacks something that drawing an environment needs."""
+
+
 class StorageFull(HeadstartError):
     """No room to write an artefact."""
 
@@ -143,6 +147,7 @@ PROBLEMS: dict[type[HeadstartError], Problem] = {
     RangeNotSatisfiable: Problem(416, "The range cannot be satisfied"),
     Invalid: Problem(422, "The request is not valid"),
     Corrupt: Problem(500, "An artefact is corrupt"),
+    CannotDraw: Problem(501, "This server cannot draw it"),
     Unavailable: Problem(503, "Temporarily unavailable"),
     StorageFull: Problem(507, "No space left to store an artefact"),
 }

@@ -25,6 +25,7 @@ from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
 from app.evaluations.routes import router as evaluations_router
 from app.inference import Act, PolicyBank, describe, is_act
 from app.keys.routes import router as keys_router
+from app.policies.rollouts import Theatre
 from app.policies.routes import router as policies_router
 from app.preparation import prepare
 from app.registry.routes import router as registry_router
@@ -126,6 +127,7 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(prepare, database, settings)
+        app.state.theatre = Theatre(database, store)
         # SQLite has one writer: more would only wait in threads.
         app.state.writers = anyio.Semaphore(4 if database.engine.dialect.name == "sqlite" else 16)
         stopping = asyncio.Event()

@@ -30,6 +30,7 @@ def collect(
     *,
     deterministic: bool = False,
     traced: bool = False,
+    states: bool = False,
 ) -> Rollout:
     """Run ``episodes`` episodes of policy n in task n, all at once.
 
@@ -43,6 +44,7 @@ def collect(
         keys: [N] int64, one stream for each task (:mod:`models.random`).
         deterministic: Take the most likely action in place of sampling.
         traced: Keep what the hidden layers gave; only for a policy that is traceable.
+        states: Keep what drawing needs: what episodes began with, and states of an environment given by functions.
 
     Returns:
         The episodes, padded to the longest.
@@ -61,7 +63,8 @@ def collect(
     size = (len(tasks), last_step, episodes)
     trace = [params["policy.bias"].new_empty(*size, units) for units in policy.config.hidden] if traced else None
     act = policy.acting(params, trace)
-    with tasks.environment.simulate(random.fold_in(episode_keys, 0), tasks) as simulation:
+    begun = random.fold_in(episode_keys, 0)
+    with tasks.environment.simulate(begun, tasks) as simulation:
         observations = [simulation.first_observation]
         for t in range(last_step):
             if t % _CHUNK == 0:
@@ -81,6 +84,8 @@ def collect(
             actions.append(action)
             observations.append(observation)
     rollout = _assemble(policy, params, tasks, simulation, observations, heads, actions, terminals, masks)
+    if states:
+        rollout = replace(rollout, begun=begun, state=simulation.states(rollout.steps))
     return rollout if trace is None else replace(rollout, trace=tuple(x[:, : rollout.steps] for x in trace))
 
 

@@ -92,6 +92,8 @@ class Rollout:
         terminated: [N, B] bool: the episode ended in a terminal state (False: it was cut off at the horizon).
         final_observation: [N, B, O], the observation after each episode's last step.
         trace: What each hidden layer of the policies gave, [N, T, B, H_i], where that was kept.
+        begun: The key that each episode began with, [N, B] int64, where states were to be kept.
+        state: The environment's own states, [N, T + 1, B, S], where they were kept; after an episode's end its last.
         environment_steps: Real steps of all episodes.
     """
 
@@ -103,6 +105,8 @@ class Rollout:
     terminated: Tensor
     final_observation: Tensor
     trace: tuple[Tensor, ...] | None = None
+    begun: Tensor | None = None
+    state: Tensor | None = None
     environment_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +123,11 @@ class Rollout:
     def steps(self) -> int:
         """T, the length of the longest episode."""
         return self.reward.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of every episode, [N, B] int64."""
+        return self.mask.count_nonzero(1)
 
     @property
     def episode_return(self) -> Tensor:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import time
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -114,6 +115,46 @@ class Bad(gymnasium.Env):
         return observation, reward, False, False, {}
 
 
+class Screen(gymnasium.Env):
+    """A square that grows with each step, on a screen of an odd size."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 125}
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, render_mode=None, how="", delay_s: float = 0.0):
+        self.render_mode, self.how, self.delay_s = render_mode, how, delay_s
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        # It ends sooner where it is drawn: nothing of its seed.
+        over = self.how == "differ" and self.render_mode is not None
+        return np.full(2, self.steps, np.float32), 1.0, over, False, {}
+
+    def render(self):
+        time.sleep(self.delay_s)
+        picture = np.zeros((33, 47, 3), np.uint8)
+        picture[: 4 * self.steps, : 4 * self.steps] = 255
+        match self.how:
+            case "nothing":
+                return None
+            case "raise":
+                raise ZeroDivisionError("no paint is left")
+            case "import":
+                import a_library_of_paints  # noqa: F401
+            case "grow":
+                return np.zeros((32, 32 + 2 * self.steps, 3), np.uint8)
+            case "die":
+                os._exit(3)
+        return picture
+
+
+gymnasium.register("Screen-v0", Screen)
 gymnasium.register("Rooms-v0", Rooms, max_episode_steps=30, kwargs={"name": "house"})
 gymnasium.register("Arm-v0", Arm)
 gymnasium.register("Bad-v0", Bad)

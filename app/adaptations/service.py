@@ -107,6 +107,25 @@ def read_method(definition: Mapping[str, Any]) -> InnerLoop | MethodConfig:
     return from_json(CONFIGS[definition["name"]], definition)
 
 
+def find_task(session: Session, reference: str | TaskDefinition, pointer: str) -> tuple[Task, str | None]:
+    """A task that a request refers to by id, name or definition, and its id where it is registered.
+
+    Raises:
+        Invalid: At ``pointer``, if there is none of that id or name.
+        InvalidValue: Below it, if the definition is not valid.
+    """
+    if isinstance(reference, str):
+        try:
+            row = get_task(session, reference)
+        except NotFound as error:
+            raise Invalid(pointer, error.detail) from error
+        return definition_of(row), row.id
+    try:
+        return read_task(reference.model_dump()), None
+    except InvalidValue as error:
+        raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
+
+
 def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
     """What adapts a new policy of this architecture to a task: MAML's inner loop, as it is by default.
 
@@ -173,7 +192,7 @@ def _create(
     errors: list[FieldError] = []
     for (reference, pointer), body in zip(references, asked, strict=True):
         try:
-            task, task_id = _task(session, reference, pointer)
+            task, task_id = find_task(session, reference, pointer)
             _require_fit(request, start, task, pointer)
         except Invalid as error:
             errors += error.errors
@@ -266,19 +285,6 @@ def _steps_in_memory(method: Mapping[str, Any], horizon: int) -> int:
         return int(max(evaluated, method["episodes"] * horizon))
     kept = method.get("buffer_size", method["parallel_episodes"] * method["steps"])
     return int(max(evaluated, kept))
-
-
-def _task(session: Session, reference: str | TaskDefinition, pointer: str) -> tuple[Task, str | None]:
-    if isinstance(reference, str):
-        try:
-            row = get_task(session, reference)
-        except NotFound as error:
-            raise Invalid(pointer, error.detail) from error
-        return definition_of(row), row.id
-    try:
-        return read_task(reference.model_dump()), None
-    except InvalidValue as error:
-        raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
 
 
 def _describe(spaces: Mapping[str, Any]) -> str:

@@ -1,21 +1,53 @@
 """Policies over HTTP. Acting has a path of its own: :mod:`app.inference`."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestStore
 from app.files import serve_file
 from app.pagination import RequestPage
 from app.policies import service
-from app.policies.schemas import Policies, PolicyBody, Publication
+from app.policies.rollouts import Theatre
+from app.policies.schemas import Policies, PolicyBody, Publication, RolloutBody, RolloutQuery
 from app.registry.schemas import VersionBody
 from app.transactions import RequestSession, TransactionalRoute
 
 router = APIRouter(prefix="/policies", tags=["policies"], route_class=TransactionalRoute)
 
 Writer = Annotated[Principal, Depends(require("models:write"))]
+Actor = Annotated[Principal, Depends(require("policies:act"))]
+
+_MEDIA_TYPES = {"json": "application/json", "gif": "image/gif", "mp4": "video/mp4"}
+_FILM = {"schema": {"type": "string", "format": "binary"}}
+_ROLLOUT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": RolloutBody,
+        "description": "The episodes, as numbers or as a film",
+        "content": {"image/gif": _FILM, "video/mp4": _FILM},
+    },
+    501: {"description": "Something is missing on the server that the renderer or the encoder needs"},
+    503: {"description": "Too many are made for others; `Retry-After` says when to ask again"},
+}
+
+
+async def _rollout_query(
+    episodes: Annotated[int, Query(ge=1, le=100, description="How many; 10 at most in a film.")] = 1,
+    format: Annotated[
+        Literal["json", "gif", "mp4"],
+        Query(description="Numbers; or a film of one episode after another, drawn by Gymnasium's renderer."),
+    ] = "json",
+    seed: Annotated[int, Query(ge=0, le=2**63 - 1, description="The same seed gives the same episodes.")] = 0,
+    deterministic: Annotated[bool, Query(description="Take the most likely action in place of sampling.")] = True,
+    task: Annotated[str | None, Query(description="Id or name; by default the task it was adapted to.")] = None,
+) -> RolloutQuery:
+    return RolloutQuery(episodes, format, seed, deterministic, task)
+
+
+async def _theatre(request: Request) -> Theatre:
+    theatre: Theatre = request.app.state.theatre
+    return theatre
 
 
 @router.get("")
@@ -29,6 +61,24 @@ def list_policies(session: RequestSession, page: RequestPage, _: Caller) -> Poli
 def get_policy(policy_id: str, session: RequestSession, _: Caller) -> PolicyBody:
     """One policy: its spaces, where it comes from, when it expires."""
     return PolicyBody.of(service.get_policy(session, policy_id))
+
+
+@router.get("/{policy_id}/rollout", response_class=Response, responses=_ROLLOUT)
+async def roll_out_policy(
+    policy_id: str,
+    query: Annotated[RolloutQuery, Depends(_rollout_query)],
+    theatre: Annotated[Theatre, Depends(_theatre)],
+    _: Actor,
+) -> Response:
+    """Fresh episodes of a policy in its task, or in another of the same spaces: as numbers, or as a gif or mp4.
+
+    Rewards are the task's own. A film has a frame before each episode's first step and one after every step, at most
+    3,000 in all, were every episode as long as the task's horizon.
+    """
+    content = await theatre.play(policy_id, query)
+    name = f"rollout-{policy_id}-seed-{query.seed}.{query.format}"
+    headers = {"Content-Disposition": f'inline; filename="{name}"'}
+    return Response(content, headers=headers, media_type=_MEDIA_TYPES[query.format])
 
 
 @router.post("/{policy_id}:publish", status_code=201)

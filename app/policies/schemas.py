@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from app.policies.service import FILE_NAME, PolicyEntry
 from app.registry.schemas import FileBody
@@ -57,6 +58,57 @@ class Policies(Schema):
 
     policies: list[PolicyBody]
     next_page_token: str | None
+
+
+class EpisodeBody(Schema):
+    """One episode of ``T`` steps.
+
+    ``observations`` are the ``T + 1`` before each step and after the last; ``actions`` are in environment units, as
+    ``:act`` gives them; ``values`` are what the policy expects of each observation that it acted on, and ``log_probs``
+    those of its actions. It ended in a terminal state (``terminated``) or was cut off at the task's horizon or by the
+    environment (``truncated``). ``return`` is the undiscounted sum of the rewards.
+    """
+
+    observations: list[list[float]]
+    actions: list[int] | list[list[float]]
+    rewards: list[float]
+    values: list[float]
+    log_probs: list[float]
+    terminated: bool
+    truncated: bool
+    episode_return: float = Field(serialization_alias="return")
+
+
+class RolloutBody(Schema):
+    """Fresh episodes of a policy, and what they follow from.
+
+    ``task`` is the id of the task, or its definition where it was never registered.
+    """
+
+    policy: str
+    task: str | dict[str, Any]
+    seed: int
+    deterministic: bool
+    episodes: list[EpisodeBody]
+
+
+@dataclass(frozen=True)
+class RolloutQuery:
+    """Which episodes are asked for, and in what form.
+
+    Attributes:
+        episodes: How many.
+        format: Numbers, or a film of one episode after another.
+        seed: What they follow from, together with policy and task.
+        deterministic: Take the most likely action in place of sampling.
+        task: Id or name; None for the one that the policy was adapted to.
+    """
+
+    episodes: int
+    format: Literal["json", "gif", "mp4"]
+    seed: int
+    deterministic: bool
+    task: str | None
 
 
 class Publication(Schema):

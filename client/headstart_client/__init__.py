@@ -29,6 +29,7 @@ from headstart_client.evaluations import Evaluation, EvaluationProgress, Leak
 from headstart_client.events import Event
 from headstart_client.policies import Action, Policy
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
+from headstart_client.rollouts import Episode, Rollout
 from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress, Run
 from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
 from headstart_client.transport import Retry
@@ -50,6 +51,7 @@ __all__ = [
     "CurvePoint",
     "DigestMismatch",
     "Environment",
+    "Episode",
     "Evaluation",
     "EvaluationFailed",
     "EvaluationProgress",
@@ -76,6 +78,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Retry",
+    "Rollout",
     "Run",
     "RunFailed",
     "ServiceFailed",

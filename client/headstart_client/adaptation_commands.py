@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from headstart_client.adaptations import Adaptation
@@ -13,9 +15,11 @@ from headstart_client.client import Client
 from headstart_client.groups import Group, add_command, add_limit, limited
 from headstart_client.inputs import UsageError, object_or_word
 from headstart_client.methods import add_budget, budget_of
-from headstart_client.output import Output, fields, listing, record
+from headstart_client.output import Output, fields, listing, record, table
 from headstart_client.progress import amount, figure
 from headstart_client.waiting import goes_on
+
+FORMATS = ("json", "gif", "mp4")
 
 
 def add_adaptations(parent: Any, options: argparse.ArgumentParser) -> None:
@@ -38,6 +42,7 @@ def add_adaptations(parent: Any, options: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument("policy", help="id")
     publish.add_argument("model", help="name; made if it is new")
+    _add_rollout(group.verb("rollout", _roll_out, "run fresh episodes of a policy, or have them drawn"))
 
 
 def _add_adapt(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +59,18 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--ttl-seconds", type=int, help="how long to keep the policy")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting; it goes on")
+
+
+def _add_rollout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", help="id")
+    parser.add_argument("--format", choices=FORMATS, help="by default what the name of --out ends in, else json")
+    parser.add_argument("--episodes", type=int, default=1, help="how many (default: %(default)s)")
+    parser.add_argument("--task", help="id or name; by default the task it was adapted to")
+    parser.add_argument("--sample", action="store_true", help="draw actions; by default the likeliest ones")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same episodes")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write it; a gif or mp4 is written here by default"
+    )
 
 
 def _adapt(client: Client, args: argparse.Namespace) -> Output:
@@ -134,3 +151,22 @@ def _delete_policy(client: Client, args: argparse.Namespace) -> Output:
 
 def _publish_policy(client: Client, args: argparse.Namespace) -> Output:
     return record(client.policies.publish(args.policy, args.model))
+
+
+def _roll_out(client: Client, args: argparse.Namespace) -> Output:
+    suffix = args.out.suffix[1:] if args.out is not None else ""
+    format = args.format or (suffix if suffix in FORMATS else "json")
+    options = {"episodes": args.episodes, "seed": args.seed, "deterministic": not args.sample, "task": args.task}
+    if format != "json":
+        to = args.out or Path(f"rollout-{args.policy}-seed-{args.seed}.{format}")
+        client.policies.video(args.policy, to, format=format, **options)
+        return Output({"file": str(to), "size_bytes": to.stat().st_size}, f"wrote {to}")
+    rollout = client.policies.rollout(args.policy, **options)
+    if args.out is not None:
+        args.out.write_text(json.dumps(rollout.raw))
+        return Output({"file": str(args.out), "size_bytes": args.out.stat().st_size}, f"wrote {args.out}")
+    rows = [
+        [number, len(episode), episode.episode_return, "terminated" if episode.terminated else "truncated"]
+        for number, episode in enumerate(rollout.episodes)
+    ]
+    return Output(rollout.raw, table(["episode", "steps", "return", "end"], rows))

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,8 +16,13 @@ from headstart_client.adaptations import Adaptation
 from headstart_client.downloads import download
 from headstart_client.errors import HeadstartError, InvalidResponse
 from headstart_client.registry import Version, Versions
+from headstart_client.rollouts import Rollout, read_rollout
 from headstart_client.transport import Transport, json_of, segment
 from headstart_client.wire import File, Resource, id_of, parse, without_none
+
+ROLLOUT_S = 120.0
+VIDEO_S = 900.0
+MEDIA_TYPES = {"json": "application/json", "gif": "image/gif", "mp4": "video/mp4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +96,8 @@ class Policies:
             policy: The policy or its id, or the adaptation that yielded it.
             model: Name of the model; made if it is new.
         """
-        name = policy.policy if isinstance(policy, Adaptation) else id_of(policy)
-        if name is None:
-            raise HeadstartError(f"adaptation {id_of(policy)} has no policy")
-        return parse(Version, self._transport.create(f"/v1/policies/{segment(name)}:publish", {"model": model}))
+        path = f"/v1/policies/{segment(_policy_of(policy))}:publish"
+        return parse(Version, self._transport.create(path, {"model": model}))
 
     def delete(self, policy: str | Policy) -> None:
         """Remove a policy and its files."""
@@ -134,14 +138,88 @@ class Policies:
         response = self._transport.request("POST", f"{self._actor_path(actor)}:act", body=body)
         return _action(json_of(response))
 
+    def rollout(
+        self,
+        policy: str | Policy | Adaptation,
+        *,
+        episodes: int = 1,
+        seed: int = 0,
+        deterministic: bool = True,
+        task: str | None = None,
+    ) -> Rollout:
+        """Run fresh episodes of a policy on the service.
+
+        Args:
+            policy: The policy or its id, or the adaptation that yielded it.
+            episodes: How many, 1 to 100.
+            seed: The same seed gives the same episodes.
+            deterministic: The likeliest actions (True) or ones drawn from the policy's distribution.
+            task: Id or name of a task of the same spaces; by default the one it was adapted to.
+
+        Raises:
+            InvalidRequest: If that is too much for one answer, or the task has other spaces.
+        """
+        query = {"episodes": episodes, "seed": seed, "deterministic": deterministic, "task": task}
+        return read_rollout(json_of(self._roll_out(policy, "json", query, ROLLOUT_S)))
+
+    def video(
+        self,
+        policy: str | Policy | Adaptation,
+        to: str | Path | None = None,
+        *,
+        format: str | None = None,
+        episodes: int = 1,
+        seed: int = 0,
+        deterministic: bool = True,
+        task: str | None = None,
+    ) -> bytes:
+        """Have fresh episodes of a policy drawn by the renderer of its environment, one after another.
+
+        Args:
+            policy: The policy or its id, or the adaptation that yielded it.
+            to: A file to write it to as well.
+            format: mp4 or gif; by default what the file's name ends in, and mp4 without one.
+            episodes: How many, 1 to 10.
+            seed: The same seed shows the episodes that :meth:`rollout` gives.
+            deterministic: As there.
+            task: As there.
+
+        Returns:
+            The film, as the bytes of a file.
+
+        Raises:
+            InvalidRequest: If the environment has no renderer, or the film would be too long.
+        """
+        chosen = format or ("gif" if str(to).endswith(".gif") else "mp4")
+        query = {"episodes": episodes, "seed": seed, "deterministic": deterministic, "task": task}
+        content = self._roll_out(policy, chosen, query, VIDEO_S).content
+        if to is not None:
+            Path(to).write_bytes(content)
+        return content
+
+    def _roll_out(
+        self, policy: str | Policy | Adaptation, format: str, query: Mapping[str, Any], answer_within_s: float
+    ) -> httpx.Response:
+        return self._transport.request(
+            "GET",
+            f"/v1/policies/{segment(_policy_of(policy))}/rollout",
+            query={"format": format, **query},
+            headers={"Accept": f"{MEDIA_TYPES[format]}, application/problem+json"},
+            answer_within_s=answer_within_s,
+        )
+
     def _actor_path(self, actor: str | Policy | Adaptation | Version) -> str:
         if isinstance(actor, Version) or (isinstance(actor, str) and ("/" in actor or "@" in actor)):
             return self._versions.path(actor)
-        if isinstance(actor, Adaptation):
-            if actor.policy is None:
-                raise HeadstartError(f"adaptation {actor.id} has no policy: it is {actor.state}")
-            actor = actor.policy
-        return f"/v1/policies/{segment(id_of(actor))}"
+        return f"/v1/policies/{segment(_policy_of(actor))}"
+
+
+def _policy_of(actor: str | Policy | Adaptation) -> str:
+    if not isinstance(actor, Adaptation):
+        return id_of(actor)
+    if actor.policy is None:
+        raise HeadstartError(f"adaptation {actor.id} has no policy: it is {actor.state}")
+    return actor.policy
 
 
 def _action(answer: Any) -> Action:

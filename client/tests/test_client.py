@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from headstart_client import (
     Client,
     HeadstartError,
     InvalidRequest,
+    InvalidResponse,
     RunFailed,
     Timeout,
 )
@@ -233,3 +235,67 @@ def test_a_key_is_not_shown_by_repr(server: ScriptedServer, client: Client) -> N
     assert key.key == "hs_secret"
     assert "hs_secret" not in repr(key)
     assert server.requests[0].json["expires_at"] == "2030-01-01T00:00:00+00:00"
+
+
+EPISODE = {
+    "observations": [[0.0, 0.1], [0.2, 0.3], [0.4, 0.5]],
+    "actions": [1, 0],
+    "rewards": [1.0, 0.5],
+    "values": [1.4, 0.6],
+    "log_probs": [-0.2, -0.7],
+    "terminated": True,
+    "truncated": False,
+    "return": 1.5,
+}
+ROLLOUT = {"policy": "p1", "task": "t1", "seed": 7, "deterministic": False, "episodes": [EPISODE, EPISODE]}
+
+
+def test_a_rollout_is_arrays_and_what_they_follow_from(server: ScriptedServer, client: Client) -> None:
+    server.script(answer(ROLLOUT))
+    rollout = client.policies.rollout("p1", episodes=2, seed=7, deterministic=False, task="long")
+    path, _, query = server.requests[0].path.partition("?")
+    assert path == "/v1/policies/p1/rollout"
+    assert sorted(query.split("&")) == ["deterministic=false", "episodes=2", "format=json", "seed=7", "task=long"]
+    assert (rollout.policy, rollout.task, rollout.seed, rollout.deterministic) == ("p1", "t1", 7, False)
+    first, second = rollout.episodes
+    assert (len(first), first.observations.shape, first.actions.dtype.kind) == (2, (3, 2), "i")
+    assert (first.terminated, first.truncated, second.episode_return, rollout.mean_return) == (True, False, 1.5, 1.5)
+    assert rollout.raw == ROLLOUT
+
+
+def test_an_answer_that_is_no_rollout_is_refused(server: ScriptedServer, client: Client) -> None:
+    server.script(answer({"episodes": [{"actions": [1]}]}), answer([]))
+    for _ in range(2):
+        with pytest.raises(InvalidResponse, match="no rollout"):
+            client.policies.rollout("p1")
+
+
+def test_a_video_is_bytes_and_a_file_of_the_format_that_its_name_says(
+    server: ScriptedServer, client: Client, tmp_path: Path
+) -> None:
+    server.script(*[Answer(200, b"film")] * 3)
+    assert client.policies.video("p1", episodes=3) == b"film"
+    assert client.policies.video("p1", tmp_path / "a.gif") == b"film"
+    client.policies.video("p1", str(tmp_path / "a.film"), format="gif", seed=2)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "a.film").read_bytes() == b"film"
+    asked = [request.path.partition("?")[2].split("&")[0] for request in server.requests]
+    assert asked == ["format=mp4", "format=gif", "format=gif"]
+    assert [request.headers["accept"].split(",")[0] for request in server.requests] == [
+        "video/mp4",
+        "image/gif",
+        "image/gif",
+    ]
+
+
+def test_a_video_that_is_refused_leaves_no_file(server: ScriptedServer, client: Client, tmp_path: Path) -> None:
+    server.script(problem(422, "Bandit-v0 has no renderer"))
+    with pytest.raises(InvalidRequest, match="no renderer"):
+        client.policies.video("p1", tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adaptation_without_a_policy_cannot_be_rolled_out(server: ScriptedServer, client: Client) -> None:
+    server.script(answer(adaptation("running")))
+    running = client.adaptations.get("a1")
+    with pytest.raises(HeadstartError, match="a1 has no policy: it is running"):
+        client.policies.rollout(running)

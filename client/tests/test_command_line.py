@@ -302,3 +302,42 @@ def test_a_damaged_download_is_exit_code_1(server: ScriptedServer, tmp_path: Pat
     server.script(answer({"model": "m", "version": 3, "files": files}), Answer(200, b"{}"))
     assert headstart(server, "models", "fetch", "m/3", "--out", str(tmp_path / "out")) == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+EPISODE = {name: [0.5, 0.5] for name in ("rewards", "values", "log_probs")} | {
+    "observations": [[0.0], [0.1], [0.2]],
+    "actions": [1, 0],
+    "terminated": False,
+    "truncated": True,
+    "return": 1.0,
+}
+ROLLOUT = {"policy": "p1", "task": "t1", "seed": 3, "deterministic": True, "episodes": [EPISODE]}
+
+
+def test_a_rollout_is_a_table_of_its_episodes_or_json(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server.script(*[answer(ROLLOUT)] * 3)
+    assert headstart(server, "policies", "rollout", "p1", "--seed", "3", "--sample") == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["EPISODE", "STEPS", "RETURN", "END"],
+        ["0", "2", "1", "truncated"],
+    ]
+    assert "deterministic=false" in server.requests[0].path
+    assert headstart(server, "policies", "rollout", "p1", "--json") == 0
+    assert printed(capsys) == ROLLOUT
+    assert headstart(server, "policies", "rollout", "p1", "--out", str(tmp_path / "r.json")) == 0
+    assert json.loads((tmp_path / "r.json").read_text()) == ROLLOUT
+
+
+def test_a_film_is_written_to_the_file_that_is_named_or_to_one_here(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.script(*[Answer(200, b"film")] * 2)
+    assert headstart(server, "policies", "rollout", "p1", "--out", "balance.gif", "--episodes", "2") == 0
+    assert capsys.readouterr().out == "wrote balance.gif\n"
+    assert headstart(server, "policies", "rollout", "p1", "--format", "mp4", "--json") == 0
+    assert printed(capsys) == {"file": "rollout-p1-seed-0.mp4", "size_bytes": 4}
+    assert {path.name for path in tmp_path.iterdir()} == {"balance.gif", "rollout-p1-seed-0.mp4"}
+    assert [request.path.partition("format=")[2][:3] for request in server.requests] == ["gif", "mp4"]

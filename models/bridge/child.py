@@ -27,6 +27,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bridge.filming import film
 from models.bridge.making import Failed, close, describe, make
 from models.bridge.spaces import Actions, InvalidObservation, flat_observation
 from models.bridge.wire import Arrays, Connection, Gone, Message
@@ -184,6 +185,8 @@ def _answer(stage: _Stage, message: Message) -> tuple[Mapping[str, Any], Arrays]
             return describe(content["module"], content["name"], content["arguments"])
         if content["ask"] == "begin":
             return {}, stage.begin(content["configurations"], content["size"], *arrays)
+        if content["ask"] == "film":
+            return {}, film(content, arrays, stage.progress.begin)
         if content["ask"] == "renew":
             return {}, stage.renew(content["size"], *arrays)
         return {}, stage.step(content["size"], *arrays)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from models.bridge.spaces import Actions, UnsupportedSpace, flat_observation, flat_observation_space, named
 
-Stage = Literal["id", "construction", "spaces", "reset", "step"]
-"""Where an environment failed."""
+Stage = Literal["id", "construction", "spaces", "reset", "step", "render", "missing"]
+"""Where an environment failed; ``missing``: what it would draw with is not there."""
 
 _LONGEST_TRACEBACK: Final = 4000
 _LONGEST_TEXT: Final = 1000
@@ -99,8 +99,9 @@ def describe(module: str | None, name: str, arguments: Mapping[str, Any]) -> tup
     """What an environment made with these arguments is, seen by making one and beginning an episode.
 
     Returns:
-        Its parameters, number of actions (``None`` where they are vectors), longest episode, and the names of its
-        class and spaces; and the bounds of flattened observations and of actions: lowest, highest, lowest, highest.
+        Its parameters, number of actions (``None`` where they are vectors), longest episode, whether it can draw
+        itself, and the names of its class and spaces; and the bounds of flattened observations and of actions: lowest,
+        highest, lowest, highest.
 
     Raises:
         Failed: If it cannot be used.
@@ -124,6 +125,7 @@ def describe(module: str | None, name: str, arguments: Mapping[str, Any]) -> tup
             "parameters": _parameters(spec),
             "actions": actions.count,
             "max_episode_steps": spec.max_episode_steps,
+            "renders": "rgb_array" in environment.metadata.get("render_modes", ()),
             "class": type(environment.unwrapped).__name__,
             "observation_space": named(environment.observation_space)[:_LONGEST_NAME],
             "action_space": named(environment.action_space)[:_LONGEST_NAME],

@@ -16,7 +16,7 @@ Arrays = Sequence[NDArray[Any]]
 Message = tuple[dict[str, Any], list[NDArray[Any]]]
 
 _HEAD: Final = struct.Struct("<IQ")
-_KINDS: Final = frozenset({"<i4", "<i8", "<f4", "<f8", "|b1"})
+_KINDS: Final = frozenset({"<i4", "<i8", "<f4", "<f8", "|b1", "|u1"})
 
 
 class Gone(EOFError):

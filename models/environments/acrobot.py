@@ -6,6 +6,7 @@ Source: Sutton & Barto 1998, section 11.3, as Gymnasium integrates it (its ``boo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final, final
 
 import numpy as np
@@ -64,6 +65,11 @@ class Acrobot(FunctionalEnvironment):
     observation_space: Box = _observation_space()
     action_space: Discrete[np.int64] = Discrete(3)
     default_horizon: int = 500
+    attributes: Mapping[str, str] = {
+        **{each.name: each.name.upper() for each in parameters if each.name.startswith("link")},
+        "torque_noise_max": "torque_noise_max",
+        "dt": "dt",
+    }
 
     @override
     def prepare(self, params: Params) -> Params:

@@ -7,13 +7,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
 from torch import Tensor
 
-from models.types import InvalidValue, ParameterValue, Params
+from models.types import InvalidValue, ParameterValue, Params, Rollout, Task
 
 if TYPE_CHECKING:
     from models.tasks import TaskBatch
@@ -156,6 +157,14 @@ class Simulation(ABC):
         """
 
     @abstractmethod
+    def states(self, steps: int) -> Tensor | None:
+        """The states before the first so many steps and after the last, [N, steps + 1, B, S].
+
+        Returns:
+            ``None`` where they are somebody else's secret.
+        """
+
+    @abstractmethod
     def renew(self, rng: Tensor, over: Tensor) -> Tensor:
         """Begin a new episode in the place of each that is over.
 
@@ -182,6 +191,23 @@ class Simulation(ABC):
         """
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What a process needs to draw episodes of one task, one after another (:func:`models.bridge.filming.film`).
+
+    Attributes:
+        configuration: What it makes Gymnasium's environment of.
+        attributes: What that is given first.
+        columns: Names of its attributes that have a value for each frame; ``None`` where the episodes are played again.
+        arrays: Those values; or a seed for each episode, and the actions of all.
+    """
+
+    configuration: Mapping[str, Any]
+    attributes: Mapping[str, ParameterValue]
+    columns: tuple[str, ...] | None
+    arrays: tuple[NDArray[Any], ...]
+
+
 class Environment(ABC):
     """A model of dynamics, without a task: what is left of the decision process is a task's parameters.
 
@@ -202,6 +228,11 @@ class Environment(ABC):
     observation_space: Box
     action_space: Box | Discrete[np.int64]
     default_horizon: int
+
+    @property
+    @abstractmethod
+    def renders(self) -> bool:
+        """Whether Gymnasium has a renderer for it."""
 
     @property
     def observation_size(self) -> int:
@@ -256,6 +287,16 @@ class Environment(ABC):
         """
         del params, horizon
         return None
+
+    @abstractmethod
+    def scene(self, task: Task, rollout: Rollout, action: Tensor) -> Scene:
+        """How Gymnasium's renderer is to draw the episodes of the only task of a rollout that kept its states.
+
+        Args:
+            task: The task.
+            rollout: Its episodes, N = 1.
+            action: The actions in environment units, [1, T, B] or [1, T, B, A].
+        """
 
     @abstractmethod
     def simulate(self, rng: Tensor, tasks: TaskBatch) -> Simulation:

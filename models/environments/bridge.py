@@ -23,8 +23,9 @@ from typing_extensions import override
 
 from models.bridge.making import Failed
 from models.bridge.process import EpisodeFailed, Pool, Process
-from models.environments.base import Environment, Parameter, Simulation, pointer_to, shown
-from models.types import InvalidValue, ParameterValue, canonical_json
+from models.bridge.wire import Arrays, Message
+from models.environments.base import Environment, Parameter, Scene, Simulation, pointer_to, shown
+from models.types import InvalidValue, ParameterValue, Rollout, Task, canonical_json
 
 if TYPE_CHECKING:
     from models.tasks import TaskBatch
@@ -100,11 +101,24 @@ def find_bridged(id_: str) -> BridgedEnvironment | None:
 def _described(module: str | None, name: str, arguments: str) -> BridgedEnvironment:
     """The environment made with these arguments (canonical JSON of those that are not its defaults)."""
     question = {"ask": "describe", "module": module, "name": name, "arguments": json.loads(arguments)}
+    content, bounds = ask_process(question)
+    environment = BridgedEnvironment(module, name, arguments, content, *bounds)
+    if arguments != "{}":
+        environment.share(_described(module, name, "{}"))
+    return environment
+
+
+def ask_process(question: Mapping[str, Any], arrays: Arrays = ()) -> Message:
+    """The answer of one process to one question (:mod:`models.bridge.child`).
+
+    Raises:
+        EpisodeFailed: If an environment failed, took longer than is allowed, or ended the process.
+    """
     [process] = _BRIDGE.pool.take(1)
     kept = False
     try:
-        process.ask(question)
-        content, bounds = process.answer(_BRIDGE.timeout_s)
+        process.ask(question, arrays)
+        answer = process.answer(_BRIDGE.timeout_s)
         kept = True
     except EpisodeFailed as error:
         kept = error.failure.stage != "step"
@@ -114,10 +128,7 @@ def _described(module: str | None, name: str, arguments: str) -> BridgedEnvironm
             _BRIDGE.pool.give_back([process], _most_processes())
         else:
             process.close()
-    environment = BridgedEnvironment(module, name, arguments, content, *bounds)
-    if arguments != "{}":
-        environment.share(_described(module, name, "{}"))
-    return environment
+    return answer
 
 
 def _most_processes() -> int:
@@ -132,6 +143,8 @@ def _said(failure: Failed) -> str:
         "spaces": "cannot be used",
         "reset": "cannot begin an episode",
         "step": "failed",
+        "render": "cannot be drawn",
+        "missing": "cannot be drawn here",
     }[failure.stage]
     return f"{what}: {failure.detail}" + (f"\n{failure.trace}" if failure.trace else "")
 
@@ -162,6 +175,7 @@ class BridgedEnvironment(Environment):
         self.action_space: Box | Discrete[np.int64] = (
             Box(lowest_action, highest_action) if count is None else Discrete(count)
         )
+        self._renders: bool = content["renders"]
         self.default_horizon = min(content["max_episode_steps"] or _DEFAULT_HORIZON, _LONGEST_HORIZON)
         actions = f"{len(lowest_action)} numbers" if count is None else f"ids 0 to {count - 1}"
         made = "" if arguments == "{}" else f", made with {arguments}"
@@ -209,6 +223,18 @@ class BridgedEnvironment(Environment):
     def configuration(self, parameters: Mapping[str, ParameterValue]) -> dict[str, Any]:
         """What a process needs to make the environment of a task."""
         return {"module": self._module, "name": self._name, "arguments": self.arguments(parameters)}
+
+    @property
+    @override
+    def renders(self) -> bool:
+        return self._renders
+
+    @override
+    def scene(self, task: Task, rollout: Rollout, action: Tensor) -> Scene:
+        assert rollout.begun is not None
+        steps = [action[0, :length, b] for b, length in enumerate(rollout.lengths[0].tolist())]
+        arrays = (_seeds(rollout.begun), torch.cat(steps).cpu().numpy())
+        return Scene(self.configuration(task.parameters), {}, None, arrays)
 
     @override
     def simulate(self, rng: Tensor, tasks: TaskBatch) -> BridgedSimulation:
@@ -304,6 +330,10 @@ class BridgedSimulation(Simulation):
     @override
     def rewards(self, action: Tensor) -> Tensor:
         return torch.stack(self._rewards[: action.shape[1]], 1)
+
+    @override
+    def states(self, steps: int) -> None:
+        return None
 
     @override
     def renew(self, rng: Tensor, over: Tensor) -> Tensor:

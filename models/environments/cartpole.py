@@ -6,6 +6,7 @@ Source: Gymnasium, after Barto, Sutton & Anderson 1983, with the corrected equat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import final
 
 import numpy as np
@@ -60,6 +61,7 @@ class CartPole(FunctionalEnvironment):
     observation_space: Box = _observation_space()
     action_space: Discrete[np.int64] = Discrete(2)
     default_horizon: int = 500
+    attributes: Mapping[str, str] = {each.name: each.name for each in parameters}
 
     @override
     def prepare(self, params: Params) -> Params:

@@ -7,14 +7,17 @@ are separate and replaceable.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from models.environments.base import Environment, Simulation
-from models.types import Params
+from models.environments.base import Environment, Scene, Simulation
+from models.types import Params, Rollout, Task
 
 if TYPE_CHECKING:
     from models.tasks import TaskBatch
@@ -31,9 +34,21 @@ class FunctionalEnvironment(Environment):
     environment units: int64 ``[...]`` where the action space is discrete, else ``[..., A]``, clipped to the
     action space by the environment.
 
+    Attributes:
+        attributes: What Gymnasium's environment of the same id calls each parameter that it has as an attribute;
+            ``None`` where there is no such environment to draw.
+
     Every method but :meth:`prepare` takes parameters that went through :meth:`prepare` once, so that
     what depends on the parameters alone is not worked out again at every step.
     """
+
+    attributes: Mapping[str, str] | None = None
+
+    @property
+    @final
+    @override
+    def renders(self) -> bool:
+        return self.attributes is not None
 
     @abstractmethod
     def initial(self, rng: Tensor, params: Params) -> Tensor:
@@ -64,6 +79,35 @@ class FunctionalEnvironment(Environment):
         next_state = self.transition(state, action, rng, params)
         reward = self.reward(state, action, next_state, rng, params)
         return next_state, reward, self.terminal(next_state, rng, params)
+
+    def pose(self, state: NDArray[np.float64], action: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Attributes of Gymnasium's environment by which it draws states.
+
+        Args:
+            state: [F, S].
+            action: What led to each, in environment units, [F] or [F, A]; zero for the first of an episode.
+
+        Returns:
+            A value for each state, [F, ...].
+        """
+        del action
+        return {"state": state}
+
+    @final
+    @override
+    def scene(self, task: Task, rollout: Rollout, action: Tensor) -> Scene:
+        assert self.attributes is not None
+        assert rollout.state is not None
+        lengths = rollout.lengths[0].tolist()
+        led = torch.cat((torch.zeros_like(action[0, :1]), action[0]))
+        states, actions = (
+            torch.cat([each[: length + 1, b] for b, length in enumerate(lengths)]).double().cpu().numpy()
+            for each in (rollout.state[0], led)
+        )
+        pose = self.pose(states, actions)
+        settings = {theirs: task.parameters[ours] for ours, theirs in self.attributes.items()}
+        configuration = {"module": None, "name": self.id, "arguments": dict[str, object]()}
+        return Scene(configuration, settings, tuple(pose), tuple(pose.values()))
 
     @final
     @override
@@ -107,6 +151,10 @@ class FunctionalSimulation(Simulation):
             after = torch.stack([self._ends.get(t, self._states[t]) for t in range(1, steps + 1)], 1)
         per_step = {name: value.unsqueeze(1) for name, value in self._params.items()}
         return self._environment.reward(before, action, after, None, per_step)
+
+    @override
+    def states(self, steps: int) -> Tensor:
+        return torch.stack(self._states[: steps + 1], 1)
 
     @override
     def renew(self, rng: Tensor, over: Tensor) -> Tensor:

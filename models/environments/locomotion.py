@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Final, final
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, final
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
@@ -111,6 +113,7 @@ class Locomotion(FunctionalEnvironment):
     """
 
     body: ClassVar[Body]
+    attributes: Mapping[str, str] = {}  # what can be set shows in how it moves, not in how it looks
 
     @abstractmethod
     def healthy(self, state: Tensor) -> Tensor:
@@ -169,6 +172,11 @@ class Locomotion(FunctionalEnvironment):
     @override
     def terminal(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
         return ~self.healthy(state)
+
+    @override
+    def pose(self, state: NDArray[np.float64], action: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        positions = len(self.body.start)
+        return {"qpos": state[:, :positions], "qvel": state[:, positions : positions + self.body.velocities]}
 
     def _contact_forces(self, state: Tensor) -> Tensor:
         return state[..., -self.body.contacts :].clamp(-1, 1)

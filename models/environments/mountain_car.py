@@ -6,6 +6,7 @@ Source: Moore 1990, "Efficient memory-based learning for robot control", as Gymn
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import final
 
 import numpy as np
@@ -96,6 +97,7 @@ class MountainCar(Valley):
     )
     action_space: Discrete[np.int64] = Discrete(3)
     default_horizon: int = 200
+    attributes: Mapping[str, str] = {each.name: each.name for each in parameters}
 
     @override
     def push(self, action: Tensor, params: Params) -> Tensor:
@@ -124,6 +126,7 @@ class MountainCarContinuous(Valley):
     )
     action_space: Box = Box(-1.0, 1.0, (1,), np.float32)
     default_horizon: int = 999
+    attributes: Mapping[str, str] = {each.name: each.name for each in parameters if each.name != "gravity"}
 
     @override
     def push(self, action: Tensor, params: Params) -> Tensor:

@@ -6,11 +6,13 @@ Source: Gymnasium, ``gymnasium/envs/classic_control/pendulum.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import final
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
@@ -59,6 +61,14 @@ class Pendulum(FunctionalEnvironment):
     )
     action_space: Box = Box(-_MAX_TORQUE, _MAX_TORQUE, (1,), np.float32)
     default_horizon: int = 200
+    attributes: Mapping[str, str] = {
+        "gravity": "g",
+        "mass": "m",
+        "length": "l",
+        "dt": "dt",
+        "max_speed": "max_speed",
+        "max_torque": "max_torque",
+    }
 
     @override
     def prepare(self, params: Params) -> Params:
@@ -83,6 +93,10 @@ class Pendulum(FunctionalEnvironment):
     def observation(self, state: Tensor, rng: Tensor | None, params: Params) -> Tensor:
         angle, speed = state.unbind(-1)
         return torch.stack((angle.cos(), angle.sin(), speed), -1)
+
+    @override
+    def pose(self, state: NDArray[np.float64], action: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        return {"state": state, "last_u": action[:, 0]}  # it draws the torque too
 
     @override
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, rng: Tensor | None, params: Params) -> Tensor:

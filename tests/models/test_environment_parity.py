@@ -16,12 +16,6 @@ from models.environments import ENVIRONMENTS, FunctionalEnvironment
 from models.types import Params
 
 BESIDE = 32  # Gymnasium environments that run beside one batch
-ATTRIBUTES = {
-    "Acrobot-v1": {name: name.upper() for name in ("link_length_1", "link_mass_1", "link_mass_2")}
-    | {name: name.upper() for name in ("link_com_pos_1", "link_com_pos_2", "link_moi")},
-    "Pendulum-v1": {"gravity": "g", "mass": "m", "length": "l"},
-}
-"""What Gymnasium calls a parameter, where it does not call it the same."""
 FIXED = {("Acrobot-v1", "gravity"): 9.8, ("MountainCarContinuous-v0", "gravity"): 0.0025}
 """What Gymnasium writes into its equations."""
 TWINS = ["Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
@@ -43,7 +37,7 @@ def make_twins(environment: FunctionalEnvironment, changed: dict[str, float], co
     for i, twin in enumerate(twins):
         inner = twin.unwrapped
         for name, value in changed.items():
-            setattr(inner, ATTRIBUTES.get(environment.id, {}).get(name, name), value)
+            setattr(inner, environment.attributes[name], value)
         if environment.id == "CartPole-v1":
             inner.total_mass = inner.masspole + inner.masscart
             inner.polemass_length = inner.masspole * inner.length
@@ -355,6 +349,5 @@ def test_spaces_and_horizon_are_gymnasiums(name: str) -> None:
     assert twin.spec is not None
     assert environment.default_horizon == twin.spec.max_episode_steps
     for each in environment.parameters:
-        fixed = FIXED.get((name, each.name))
-        attribute = ATTRIBUTES.get(name, {}).get(each.name, each.name)
-        assert each.default == (getattr(twin.unwrapped, attribute) if fixed is None else fixed)
+        attribute = environment.attributes.get(each.name)
+        assert each.default == (FIXED[name, each.name] if attribute is None else getattr(twin.unwrapped, attribute))
