@@ -247,7 +247,7 @@ def _held_out(session: Session, selection: HeldOutTasks) -> tuple[list[_Task], d
     if selection.family is not None and not selection.registered:
         family, split = find_family(session, selection.family), selection.split or HeldOutTasks.default_split
         drawn = family.sample(split, selection.seed, range(selection.count))
-        tasks = [_Task(f"{family.name}-{split}-{i}", None, task, family.name, split) for i, task in enumerate(drawn)]
+        tasks = [_Task(f"{split}-{i}", None, task, family.name, split) for i, task in enumerate(drawn)]
         asked = {"family": family.name, "split": split, "count": selection.count, "seed": selection.seed}
         return tasks, asked
     rows = select_registered(session, selection)
@@ -267,10 +267,7 @@ def _training(first: Exposure, request: NewEvaluation) -> list[_Task]:
         return [_Task(f"training-{i}", None, task, None, None) for i, task in enumerate(trained)]
     family = first.families[source.family, source.split]
     drawn = family.sample(source.split, request.seed, range(count))
-    return [
-        _Task(f"{family.name}-{source.split}-{i}", None, task, family.name, source.split)
-        for i, task in enumerate(drawn)
-    ]
+    return [_Task(f"{source.split}-{i}", None, task, family.name, source.split) for i, task in enumerate(drawn)]
 
 
 def _subjects(session: Session, request: NewEvaluation, task: Task) -> list[_Subject]:

@@ -129,7 +129,7 @@ def test_the_better_of_two_versions_is_found_and_everything_is_reported(client, 
     # Two subjects and a new policy, three tasks, two seeds; no training tasks are known of these versions.
     assert body["progress"] == {"done": 18, "total": 18}
     result = body["result"]
-    assert [task["name"] for task in result["tasks"]] == ["near-test-0", "near-test-1", "near-test-2"]
+    assert [task["name"] for task in result["tasks"]] == ["test-0", "test-1", "test-2"]
     assert all(0.3 <= task["parameters"]["goal_x"] <= 0.5 and task["oracle"] < 0 for task in result["tasks"])
     assert result["subjects"] == {
         "good": {"kind": "version", "label": "good/1"},
@@ -230,7 +230,7 @@ def test_policies_are_evaluated_like_versions(client, idle, settings):
 def test_the_gap_is_measured_on_tasks_that_the_version_was_trained_on(client, idle, settings):
     train(client, settings)
     body = evaluated(client, idle, subjects=["trained", "good"])
-    assert [task["name"] for task in body["result"]["training_tasks"]] == ["near-train-0", "near-train-1"]
+    assert [task["name"] for task in body["result"]["training_tasks"]] == ["train-0", "train-1"]
     trained, good = (body["result"]["methods"]["inner-loop"]["subjects"][name] for name in ("trained", "good"))
     expected = trained["gap"]["training"]["mean"]["estimate"] - trained["after"]["mean"]["estimate"]
     assert trained["gap"]["estimate"] == pytest.approx(expected)
