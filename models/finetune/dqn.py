@@ -12,10 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling, within
+from models.finetune.base import Metrics, falling
 from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
-from models.finetune.replay import Replay, Transitions
+from models.finetune.off_policy import OffPolicy, OffPolicyConfig
+from models.finetune.replay import Transitions
 from models.finetune.stream import Segment
 from models.policy import Policy
 from models.tasks import TaskBatch
@@ -25,7 +26,7 @@ _EXPLORE, _SAMPLE = 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQNConfig(FineTuneConfig):
+class DQNConfig(OffPolicyConfig):
     """Deep Q-learning with a target network (Mnih et al. 2015), for discrete actions.
 
     It learns the very tensors of the policy. With logits ℓ(s, a), value head V(s) and temperature τ,
@@ -40,35 +41,8 @@ class DQNConfig(FineTuneConfig):
 
     name: Literal["dqn"] = "dqn"
 
-    learning_rate: LearningRate = 1e-3
-    """Of Adam."""
-
-    schedule: Literal["linear", "constant"] = "linear"
-    """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
-
     temperature: Annotated[float, Gt(0), Le(1e6)] = 1.0
     """τ: what one nat of the policy's logits is worth, in reward units."""
-
-    parallel_episodes: Annotated[int, Ge(1), Le(1024)] = 8
-    """Episodes that run side by side."""
-
-    steps: Annotated[int, Ge(1), Le(100_000)] = 4
-    """Steps that each of them takes between two rounds of updates."""
-
-    updates: Annotated[int, Ge(1), Le(100_000)] = 16
-    """Updates of a round."""
-
-    batch_size: Annotated[int, Ge(1), Le(100_000)] = 128
-    """Samples of an update."""
-
-    buffer_size: Annotated[int, Ge(2), Le(10_000_000)] = 50_000
-    """Steps that are kept to learn from, the newest."""
-
-    warm_up_steps: Annotated[int, Ge(0), Le(10_000_000)] = 1_000
-    """Environment steps before the first update."""
-
-    n_steps: Annotated[int, Ge(1), Le(100)] = 3
-    """Rewards that a target sums before it trusts the network."""
 
     double: bool = True
     """The network chooses the action whose value the target network tells (van Hasselt et al. 2016)."""
@@ -93,11 +67,11 @@ class DQNConfig(FineTuneConfig):
     """β at first, 1 in the end: how far the weights of samples make up for that."""
 
     max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = 10.0
-    """Length to which a gradient is cut; null for no limit."""
+    """Length to which gradients are cut; null for no limit."""
 
 
 @final
-class DQN(FineTuner[DQNConfig]):
+class DQN(OffPolicy[DQNConfig]):
     """See :class:`DQNConfig`."""
 
     def __init__(
@@ -109,24 +83,14 @@ class DQN(FineTuner[DQNConfig]):
         keys: Tensor,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        super().__init__(config, policy, params, tasks, keys, state)
+        super().__init__(config, policy, params, tasks, keys, state, config.priority_exponent)
         # One product gives both heads, and one what the online and the target networks think of a next state.
         weights = {name: params[name] for name in policy.trainable() if not name.startswith(("policy.", "value."))}
         weights["heads.weight"] = torch.cat([params["policy.weight"], params["value.weight"]], -1)
         weights["heads.bias"] = torch.cat([params["policy.bias"], params["value.bias"]], -1)
         self._both = Networks.of({name: value.repeat(2, *[1] * (value.dim() - 1)) for name, value in weights.items()})
         self._online, self._target = self._both.part(slice(self.count)), self._both.part(slice(self.count, None))
-        discount, exponent = tasks.discount, config.priority_exponent
-        self._replay = Replay(config.buffer_size, self.places, config.n_steps, discount, exponent)
-        if state is not None:
-            self._online.restore("online", state)
-            self._target.restore("target", state)
-            self._replay.restore(within("replay", state))
-
-    @property
-    @override
-    def places(self) -> int:
-        return self.config.parallel_episodes
+        self.keep({"online": self._online, "target": self._target}, state)
 
     @property
     @override
@@ -137,20 +101,9 @@ class DQN(FineTuner[DQNConfig]):
         return policies | {"value.weight": weight[..., -1:], "value.bias": bias[..., -1:]} | self.statistics
 
     @override
-    def state(self) -> Params:
-        networks = self._online.state("online") | self._target.state("target")
-        return super().state() | networks | {f"replay.{name}": value for name, value in self._replay.state().items()}
-
-    @override
-    def round(self, used: Tensor) -> tuple[Segment, Metrics]:
+    def _learn(self, used: Tensor) -> Metrics:
         config = self.config
-        exploration = falling(config.initial_exploration, config.final_exploration, used / config.exploration_fraction)
-        segment = self._act(exploration)
-        self._replay.add(segment)
-        metrics = {"exploration": float(exploration.mean())}
-        if self.stream.time * self.places < config.warm_up_steps or not self._replay.size:
-            return segment, metrics
-        rate = falling(config.learning_rate, 0.0 if config.schedule == "linear" else config.learning_rate, used)
+        rate = self.scheduled(config.learning_rate, used)
         correction = falling(config.priority_correction, 1.0, used)
         keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
         draws = random.uniform(keys, config.updates * config.batch_size, self.discount.dtype)
@@ -165,14 +118,24 @@ class DQN(FineTuner[DQNConfig]):
             norm = self._online.descend(gradient, rate, config.max_gradient_norm)
             self._replay.judge(sample, error)
             self._target.follow(self._online, config.target_rate)
-        return segment, metrics | {"error": float(error.abs().mean()), "gradient_norm": float(norm.mean())}
+        return {
+            "exploration": float(self._exploration(used).mean()),
+            "error": float(error.abs().mean()),
+            "gradient_norm": float(norm.mean()),
+        }
 
+    def _exploration(self, used: Tensor) -> Tensor:
+        """Share of actions that are random, [N, 1]."""
+        config = self.config
+        return falling(config.initial_exploration, config.final_exploration, used / config.exploration_fraction)
+
+    @override
     @torch.no_grad()
-    def _act(self, exploration: Tensor) -> Segment:
+    def _act(self, used: Tensor) -> Segment:
         steps, actions = self.config.steps, self.policy.action_size
         decide = self.policy.acting(self.policies)
         draws = random.uniform(random.fold_in(self.stream.keys(steps), _EXPLORE), 2, self.discount.dtype)
-        explores = draws[..., 0] < exploration.unsqueeze(1)
+        explores = draws[..., 0] < self._exploration(used).unsqueeze(1)
         anything = (draws[..., 1] * actions).long().clamp(max=actions - 1)
 
         def act(observation: Tensor, t: int) -> Tensor:

@@ -107,6 +107,12 @@ class Replay:
             self._next = (self._next + count) % self._rows
             self._filled = min(self._filled + count, self._rows)
 
+    def latest(self, steps: int) -> Tensor | None:
+        """Observations of about so many steps of each task, the newest, [N, M, O]; None where there are none yet."""
+        rows = min(self._filled, -(-steps // self._places))
+        at = (self._next - rows + torch.arange(rows, device=self._which.device)) % self._rows
+        return self._ring["observation"][:, at].flatten(1, 2) if rows else None
+
     def sample(self, draws: Tensor, weight_exponent: float | Tensor = 0.0) -> Transitions:
         """Samples at random.
 
