@@ -23,7 +23,7 @@ from models.types import Params
 class OffPolicyConfig(FineTuneConfig):
     """What every such method has: steps that are kept, and updates on samples of them."""
 
-    updates: Annotated[int, Ge(1), Le(100_000)] = 16
+    updates: Annotated[int, Ge(1), Le(100_000)] = 8
     """Updates of a round."""
 
     batch_size: Annotated[int, Ge(1), Le(100_000)] = 128
@@ -35,7 +35,7 @@ class OffPolicyConfig(FineTuneConfig):
     warm_up_steps: Annotated[int, Ge(0), Le(10_000_000)] = 1_000
     """Environment steps before the first update."""
 
-    n_steps: Annotated[int, Ge(1), Le(100)] = 3
+    n_steps: Annotated[int, Ge(1), Le(100)] = 1
     """Rewards that a target sums before it trusts a network."""
 
     max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = None

@@ -55,9 +55,6 @@ class SACConfig(OffPolicyConfig):
     schedule: Literal["linear", "constant"] = "constant"
     """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
 
-    updates: Annotated[int, Ge(1), Le(100_000)] = 8
-    """Updates of a round."""
-
     batch_size: Annotated[int, Ge(1), Le(100_000)] = 256
     """Samples of an update."""
 
@@ -66,9 +63,6 @@ class SACConfig(OffPolicyConfig):
 
     warm_up_steps: Annotated[int, Ge(0), Le(10_000_000)] = 500
     """Environment steps before the first update; the policy acts as it is."""
-
-    n_steps: Annotated[int, Ge(1), Le(100)] = 1
-    """Rewards that a target sums before it trusts a network."""
 
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.005
     """Share of the way that the target critics follow in an update."""
