@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from models.finetune.networks import Networks
 from models.finetune.stream import Segment, Stream
 from models.policy import Policy
 from models.tasks import TaskBatch
@@ -23,7 +24,7 @@ LearningRate = Annotated[float, Gt(0), Le(10)]
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneConfig:
-    """What every method has: a budget, and how often the policy is measured.
+    """What every method has: a budget, how often the policy is measured, and how it acts and learns by turns.
 
     The budget is one task's, and the first of its limits that holds ends the adaptation. At least one of
     ``environment_steps``, ``episodes`` and ``seconds`` is needed: a target may never be reached.
@@ -50,6 +51,18 @@ class FineTuneConfig:
 
     greedy: bool = True
     """Evaluate the most likely actions, not sampled ones."""
+
+    parallel_episodes: Annotated[int, Ge(1), Le(1024)] = 8
+    """Episodes that run side by side."""
+
+    steps: Annotated[int, Ge(1), Le(100_000)] = 4
+    """Steps that each of them takes in a round, before what is learned from them."""
+
+    learning_rate: LearningRate = 1e-3
+    """Of Adam."""
+
+    schedule: Literal["linear", "constant"] = "linear"
+    """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
 
     def __post_init__(self) -> None:
         """Refuse an adaptation without an end."""
@@ -105,13 +118,16 @@ class FineTuner(ABC, Generic[Config]):
         self.tasks = tasks
         self.keys = keys
         stream = None if state is None else within("stream", state)
-        self.stream = Stream(policy, tasks, self.places, keys, stream)
+        self.stream = Stream(policy, tasks, config.parallel_episodes, keys, stream)
         self.discount = tasks.discount.unsqueeze(1)
+        self._kept: dict[str, Networks] = {}
 
-    @property
-    @abstractmethod
-    def places(self) -> int:
-        """B, episodes of each task that run side by side."""
+    def keep(self, networks: Mapping[str, Networks], state: Mapping[str, Tensor] | None) -> None:
+        """Make networks part of the state by their names, as what such a state says of them if there is one."""
+        self._kept |= networks
+        if state is not None:
+            for name, kept in networks.items():
+                kept.restore(name, state)
 
     @property
     @abstractmethod
@@ -140,7 +156,14 @@ class FineTuner(ABC, Generic[Config]):
         """All that changes, by name: with it another fine-tuner goes on bit for bit."""
         state = {f"stream.{name}": value for name, value in self.stream.state().items()}
         counted = self.statistics if self._counts else {}
-        return state | {f"statistics.{name}": value for name, value in counted.items()}
+        state |= {f"statistics.{name}": value for name, value in counted.items()}
+        for name, networks in self._kept.items():
+            state |= networks.state(name)
+        return state
+
+    def scheduled(self, start: float, used: Tensor) -> Tensor:
+        """What goes by ``schedule``: it falls from ``start`` to 0 along with the budget, or stays, [N, 1]."""
+        return falling(start, 0.0 if self.config.schedule == "linear" else start, used)
 
 
 def within(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

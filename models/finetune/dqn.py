@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
@@ -12,20 +12,22 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random
-from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling, within
+from models.finetune.base import LearningRate, Metrics, falling
 from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
-from models.finetune.replay import Replay, Transitions
+from models.finetune.off_policy import OffPolicy, OffPolicyConfig
+from models.finetune.replay import Transitions
 from models.finetune.stream import Segment
 from models.policy import Policy
 from models.tasks import TaskBatch
 from models.types import Params
 
 _EXPLORE, _SAMPLE = 3, 4
+_ROWS_AT_ONCE = 8192  # samples that are drawn, and whose targets are worked out, together
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQNConfig(FineTuneConfig):
+class DQNConfig(OffPolicyConfig):
     """Deep Q-learning with a target network (Mnih et al. 2015), for discrete actions.
 
     It learns the very tensors of the policy. With logits ℓ(s, a), value head V(s) and temperature τ,
@@ -40,41 +42,21 @@ class DQNConfig(FineTuneConfig):
 
     name: Literal["dqn"] = "dqn"
 
-    learning_rate: LearningRate = 1e-3
+    learning_rate: LearningRate = 3e-3
     """Of Adam."""
 
-    schedule: Literal["linear", "constant"] = "linear"
-    """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
+    n_steps: Annotated[int, Ge(1), Le(100)] = 10
+    """Rewards that a target sums before it trusts a network."""
 
     temperature: Annotated[float, Gt(0), Le(1e6)] = 1.0
     """τ: what one nat of the policy's logits is worth, in reward units."""
 
-    parallel_episodes: Annotated[int, Ge(1), Le(1024)] = 8
-    """Episodes that run side by side."""
-
-    steps: Annotated[int, Ge(1), Le(100_000)] = 4
-    """Steps that each of them takes between two rounds of updates."""
-
-    updates: Annotated[int, Ge(1), Le(100_000)] = 16
-    """Updates of a round."""
-
-    batch_size: Annotated[int, Ge(1), Le(100_000)] = 128
-    """Samples of an update."""
-
-    buffer_size: Annotated[int, Ge(2), Le(10_000_000)] = 50_000
-    """Steps that are kept to learn from, the newest."""
-
-    warm_up_steps: Annotated[int, Ge(0), Le(10_000_000)] = 1_000
-    """Environment steps before the first update."""
-
-    n_steps: Annotated[int, Ge(1), Le(100)] = 3
-    """Rewards that a target sums before it trusts the network."""
-
     double: bool = True
     """The network chooses the action whose value the target network tells (van Hasselt et al. 2016)."""
 
-    target_rate: Annotated[float, Gt(0), Le(1)] = 0.01
-    """Share of the way that the target network follows in an update; 1 for no target network."""
+    target_rate: Annotated[float, Gt(0), Le(1)] = 0.1
+    """Share of the way that the target network follows in a round. The targets of a round's updates are worked out
+    together as it begins (of 8,192 samples at a time where there are more)."""
 
     initial_exploration: Annotated[float, Ge(0), Le(1)] = 1.0
     """Share of actions that are random at first."""
@@ -93,11 +75,11 @@ class DQNConfig(FineTuneConfig):
     """β at first, 1 in the end: how far the weights of samples make up for that."""
 
     max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = 10.0
-    """Length to which a gradient is cut; null for no limit."""
+    """Length to which gradients are cut; null for no limit."""
 
 
 @final
-class DQN(FineTuner[DQNConfig]):
+class DQN(OffPolicy[DQNConfig]):
     """See :class:`DQNConfig`."""
 
     def __init__(
@@ -109,24 +91,13 @@ class DQN(FineTuner[DQNConfig]):
         keys: Tensor,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        super().__init__(config, policy, params, tasks, keys, state)
-        # One product gives both heads, and one what the online and the target networks think of a next state.
+        super().__init__(config, policy, params, tasks, keys, state, config.priority_exponent)
+        # One product gives both heads.
         weights = {name: params[name] for name in policy.trainable() if not name.startswith(("policy.", "value."))}
         weights["heads.weight"] = torch.cat([params["policy.weight"], params["value.weight"]], -1)
         weights["heads.bias"] = torch.cat([params["policy.bias"], params["value.bias"]], -1)
-        self._both = Networks.of({name: value.repeat(2, *[1] * (value.dim() - 1)) for name, value in weights.items()})
-        self._online, self._target = self._both.part(slice(self.count)), self._both.part(slice(self.count, None))
-        discount, exponent = tasks.discount, config.priority_exponent
-        self._replay = Replay(config.buffer_size, self.places, config.n_steps, discount, exponent)
-        if state is not None:
-            self._online.restore("online", state)
-            self._target.restore("target", state)
-            self._replay.restore(within("replay", state))
-
-    @property
-    @override
-    def places(self) -> int:
-        return self.config.parallel_episodes
+        self._online, self._target = Networks.of(weights), Networks.of(weights)
+        self.keep({"online": self._online, "target": self._target}, state)
 
     @property
     @override
@@ -137,42 +108,41 @@ class DQN(FineTuner[DQNConfig]):
         return policies | {"value.weight": weight[..., -1:], "value.bias": bias[..., -1:]} | self.statistics
 
     @override
-    def state(self) -> Params:
-        networks = self._online.state("online") | self._target.state("target")
-        return super().state() | networks | {f"replay.{name}": value for name, value in self._replay.state().items()}
-
-    @override
-    def round(self, used: Tensor) -> tuple[Segment, Metrics]:
+    @torch.no_grad()
+    def _learn(self, used: Tensor) -> Metrics:
         config = self.config
-        exploration = falling(config.initial_exploration, config.final_exploration, used / config.exploration_fraction)
-        segment = self._act(exploration)
-        self._replay.add(segment)
-        metrics = {"exploration": float(exploration.mean())}
-        if self.stream.time * self.places < config.warm_up_steps or not self._replay.size:
-            return segment, metrics
-        rate = falling(config.learning_rate, 0.0 if config.schedule == "linear" else config.learning_rate, used)
+        rate = self.scheduled(config.learning_rate, used)
         correction = falling(config.priority_correction, 1.0, used)
         keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
         draws = random.uniform(keys, config.updates * config.batch_size, self.discount.dtype)
-        samples: Iterable[Transitions]
-        if config.priority_exponent:
-            samples = (self._replay.sample(part, correction) for part in torch.split(draws, config.batch_size, 1))
-        else:
-            # What is drawn depends on nothing that is learned meanwhile.
-            samples = self._replay.sample(draws).split(config.batch_size)
-        for sample in samples:
-            gradient, error = self._gradient(sample)
-            norm = self._online.descend(gradient, rate, config.max_gradient_norm)
-            self._replay.judge(sample, error)
-            self._target.follow(self._online, config.target_rate)
-        return segment, metrics | {"error": float(error.abs().mean()), "gradient_norm": float(norm.mean())}
+        for some in torch.split(draws, config.batch_size * max(1, _ROWS_AT_ONCE // config.batch_size), 1):
+            sample = self._replay.sample(some, correction)
+            columns = (sample.observation, self._parts(sample.action), sample.weight, self._targets(sample))
+            errors = []
+            for part in zip(*(torch.split(column, config.batch_size, 1) for column in columns), strict=True):
+                gradient, error = self._gradient(*part)
+                norm = self._online.descend(gradient, rate, config.max_gradient_norm)
+                errors.append(error)
+            self._replay.judge(sample, torch.cat(errors, 1))
+        self._target.follow(self._online, config.target_rate)
+        return {
+            "exploration": float(self._exploration(used).mean()),
+            "error": float(error.abs().mean()),
+            "gradient_norm": float(norm.mean()),
+        }
 
+    def _exploration(self, used: Tensor) -> Tensor:
+        """Share of actions that are random, [N, 1]."""
+        config = self.config
+        return falling(config.initial_exploration, config.final_exploration, used / config.exploration_fraction)
+
+    @override
     @torch.no_grad()
-    def _act(self, exploration: Tensor) -> Segment:
+    def _act(self, used: Tensor) -> Segment:
         steps, actions = self.config.steps, self.policy.action_size
         decide = self.policy.acting(self.policies)
         draws = random.uniform(random.fold_in(self.stream.keys(steps), _EXPLORE), 2, self.discount.dtype)
-        explores = draws[..., 0] < exploration.unsqueeze(1)
+        explores = draws[..., 0] < self._exploration(used).unsqueeze(1)
         anything = (draws[..., 1] * actions).long().clamp(max=actions - 1)
 
         def act(observation: Tensor, t: int) -> Tensor:
@@ -180,40 +150,50 @@ class DQN(FineTuner[DQNConfig]):
 
         return self.stream.advance(steps, act)
 
-    @torch.no_grad()
-    def _gradient(self, sample: Transitions) -> tuple[Params, Tensor]:
-        """Gradient of each network's loss by its tensors, and each sample's error, [N, M].
+    def _targets(self, sample: Transitions) -> Tensor:
+        """What the values of samples are to become, [N, M].
 
-            L = mean w huber(Q(s, a) - y),    y = Σ γ^k r_k + γ^n max_b Q(s', b)
+            y = Σ γ^k r_k + γ^n max_b Q(s', b)
 
         where double Q-learning has the online network choose b and the target network value it.
         """
-        online = self._online.params
-        statistics = {name: value.repeat(2, 1) for name, value in self.statistics.items()}
-        seen = sample.next_observation.repeat(2, 1, 1)
-        by, after = self._action_values(self._both.params, statistics, seen).reshape(
-            2, self.count, *seen.shape[1:2], -1
-        )
-        choice = (by if self.config.double else after).argmax(-1, keepdim=True)
-        target = sample.reward + sample.discount * after.gather(-1, choice).squeeze(-1)
-        features, pull = trunk(self.policy, online, self.statistics, sample.observation)
-        out = head(online, "heads", features)
-        logits, value = out[..., :-1], out[..., -1:]
-        highest, greedy = logits.max(-1, keepdim=True)
-        taken = sample.action.unsqueeze(-1)
-        advantage = logits.gather(-1, taken) - highest
-        error = (value + self.config.temperature * advantage).squeeze(-1) - target
-        # Of the Huber loss; it reaches V, the logit of the action taken and, with the other sign, the highest one.
-        slope = (error.clamp(-1.0, 1.0) * sample.weight / error.shape[1]).unsqueeze(-1)
-        by_out = torch.zeros_like(out)
-        scaled = self.config.temperature * slope
-        by_out.scatter_add_(-1, taken, scaled).scatter_add_(-1, greedy, -scaled)
-        by_out[..., -1:] = slope
-        by_features, gradient = pull_head(online, "heads", features, by_out)
-        return gradient | pull(by_features), error
+        values = self._action_values(self._target.params, sample.next_observation)
+        choosing = values
+        if self.config.double:
+            choosing = self._action_values(self._online.params, sample.next_observation)
+        best = values.gather(-1, choosing.argmax(-1, keepdim=True)).squeeze(-1)
+        return torch.addcmul(sample.reward, sample.discount, best)
 
-    def _action_values(self, networks: Params, statistics: Params, observation: Tensor) -> Tensor:
-        """Q(s, a) of observations [K, M, O] by K networks, [K, M, A]."""
-        out = head(networks, "heads", self.policy.features(networks | statistics, observation))
+    def _action_values(self, networks: Params, observation: Tensor) -> Tensor:
+        """Q(s, a) of observations [N, M, O], [N, M, A]."""
+        out = head(networks, "heads", self.policy.features(networks | self.statistics, observation))
         logits = out[..., :-1]
         return out[..., -1:] + self.config.temperature * (logits - logits.amax(-1, keepdim=True))
+
+    def _parts(self, action: Tensor) -> Tensor:
+        """What each output of the heads counts in V(s) + τ ℓ(s, a), for actions [N, M], [N, M, A + 1]."""
+        parts = self.discount.new_zeros(*action.shape, self.policy.action_size + 1)
+        parts[..., -1] = 1.0
+        return parts.scatter_(-1, action.unsqueeze(-1), self.config.temperature)
+
+    def _gradient(self, observation: Tensor, parts: Tensor, weight: Tensor, target: Tensor) -> tuple[Params, Tensor]:
+        """Gradient of each network's loss by its tensors, and each sample's error, [N, M].
+
+            L = mean w huber(Q(s, a) - y)
+
+        Args:
+            observation: s, [N, M, O].
+            parts: Of a, [N, M, A + 1].
+            weight: w, [N, M].
+            target: y, [N, M].
+        """
+        online, temperature = self._online.params, self.config.temperature
+        features, pull = trunk(self.policy, online, self.statistics, observation)
+        out = head(online, "heads", features)
+        highest, greedy = out[..., :-1].max(-1, keepdim=True)
+        error = (out * parts).sum(-1).sub_(highest.squeeze(-1), alpha=temperature).sub_(target)
+        # Of the Huber loss; it reaches V, the logit of the action taken and, with the other sign, the highest one.
+        slope = (error.clamp(-1.0, 1.0) * weight).div_(error.shape[1]).unsqueeze(-1)
+        by_out = (slope * parts).scatter_add_(-1, greedy, slope * -temperature)
+        by_features, gradient = pull_head(online, "heads", features, by_out)
+        return gradient | pull(by_features), error

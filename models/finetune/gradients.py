@@ -45,7 +45,6 @@ def trunk(policy: Policy, params: Params, statistics: Params, observation: Tenso
     return features.detach(), pull
 
 
-@torch.no_grad()
 def _tanh_trunk(policy: Policy, params: Params, statistics: Params, observation: Tensor) -> tuple[Tensor, Pull]:
     x = policy.normalised(statistics, observation)
     outputs = [x]
@@ -53,7 +52,6 @@ def _tanh_trunk(policy: Policy, params: Params, statistics: Params, observation:
     for i in range(depth):
         outputs.append(tanh_layer(outputs[-1], params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"]))
 
-    @torch.no_grad()
     def pull(gradient: Tensor) -> Params:
         found: Params = {}
         for i in reversed(range(depth)):
@@ -67,13 +65,11 @@ def _tanh_trunk(policy: Policy, params: Params, statistics: Params, observation:
     return outputs[-1], pull
 
 
-@torch.no_grad()
 def head(params: Params, name: str, features: Tensor) -> Tensor:
     """What a head of few outputs gives of features, [N, M, A]."""
     return torch.baddbmm(params[f"{name}.bias"].unsqueeze(1), features, by_column(params[f"{name}.weight"]))
 
 
-@torch.no_grad()
 def pull_head(params: Params, name: str, features: Tensor, gradient: Tensor) -> tuple[Tensor, Params]:
     """From the gradient at a head's output [N, M, A], those at the features and by the head's tensors."""
     by_features = torch.bmm(gradient, params[f"{name}.weight"].transpose(1, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from models.adaptation import MAX_STEPS_PER_TASK, require_memory
+from models.adaptation import MAX_ACTIVATIONS_PER_TASK, MAX_STEPS_PER_TASK, require_memory
 from models.finetune.base import FineTuner
 from models.finetune.dqn import DQN, DQNConfig
 from models.finetune.ppo import PPO, PPOConfig
@@ -46,6 +46,9 @@ def require_fit(config: MethodConfig, policy: Policy, horizon: int) -> None:
     require_memory(config.parallel_episodes, config.steps, "/method/parallel_episodes", units)
     if not isinstance(config, PPOConfig):
         require_memory(config.batch_size, config.updates, "/method/batch_size")
+        limit = MAX_ACTIVATIONS_PER_TASK // max(units, config.n_steps)
+        if config.batch_size > limit:
+            raise InvalidValue("/method/batch_size", f"{config.batch_size} samples are too many; at most {limit} fit")
         numbers = config.buffer_size * (2 * policy.observation_size + policy.action_size)
         if numbers > 100 * MAX_STEPS_PER_TASK:
             limit = 100 * MAX_STEPS_PER_TASK // (2 * policy.observation_size + policy.action_size)

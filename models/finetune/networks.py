@@ -29,7 +29,9 @@ class Networks:
         self._shapes = dict(shapes)
         self._flat = flat
         self._mean, self._square = torch.zeros_like(flat), torch.zeros_like(flat)
-        self._steps = torch.zeros_like(flat[:, :1])
+        # Averages of 1, as the moments are of gradients: what a moment lacks of the average it stands for.
+        self._weights, self._ones = torch.zeros_like(flat[:, :2]), torch.ones_like(flat[:, :2])
+        self._shares = flat.new_tensor([1 - _DECAY, 1 - _SQUARE_DECAY])
         self.params = self._views(flat)
 
     @staticmethod
@@ -37,10 +39,6 @@ class Networks:
         """Networks of copies of these tensors, [K, ...]."""
         flat = torch.cat([value.flatten(1) for value in params.values()], 1)
         return Networks({name: value.shape[1:] for name, value in params.items()}, flat)
-
-    def part(self, rows: slice) -> Networks:
-        """Some of the networks, with moments of their own; what changes these changes those."""
-        return Networks(self._shapes, self._flat[rows])
 
     def _views(self, flat: Tensor) -> Params:
         pieces = torch.split(flat, [shape.numel() for shape in self._shapes.values()], 1)
@@ -76,20 +74,20 @@ class Networks:
         if max_norm is not None:
             flat *= (max_norm / (norm + 1e-12)).clamp(max=1.0).unsqueeze(1)
         if active is None:
-            self._steps += 1
+            self._weights.lerp_(self._ones, self._shares)
             self._mean.lerp_(flat, 1 - _DECAY)
             self._square.mul_(_SQUARE_DECAY).addcmul_(flat, flat, value=1 - _SQUARE_DECAY)
         else:
-            self._steps += active
+            self._weights.lerp_(self._ones, self._shares * active)
             self._mean.copy_(torch.where(active, self._mean.lerp(flat, 1 - _DECAY), self._mean))
             square = torch.addcmul(self._square * _SQUARE_DECAY, flat, flat, value=1 - _SQUARE_DECAY)
             self._square.copy_(torch.where(active, square, self._square))
             learning_rate = learning_rate * active
-        correction = (1 - _SQUARE_DECAY**self._steps).sqrt_()
-        size = learning_rate * correction / (1 - _DECAY**self._steps)
+        by_mean, by_square = torch.split(self._weights, 1, 1)
+        root = by_square.sqrt()
         # Epsilon is meant for the corrected root: it is corrected the other way instead.
-        denominator = self._square.sqrt().add_(_EPSILON * correction)
-        self._flat.addcdiv_(self._mean * size, denominator, value=-1)
+        denominator = self._square.sqrt().add_(_EPSILON * root)
+        self._flat.addcdiv_(self._mean * (learning_rate * root / by_mean), denominator, value=-1)
         return norm
 
     @torch.no_grad()
@@ -107,4 +105,4 @@ class Networks:
             tensor.copy_(state[f"{name}.{part}"])
 
     def _tensors(self) -> Params:
-        return {"parameters": self._flat, "mean": self._mean, "square": self._square, "steps": self._steps}
+        return {"parameters": self._flat, "mean": self._mean, "square": self._square, "weights": self._weights}

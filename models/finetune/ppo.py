@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random, returns
-from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, falling
+from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics
 from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
 from models.finetune.stream import Segment
@@ -37,17 +37,14 @@ class PPOConfig(FineTuneConfig):
 
     name: Literal["ppo"] = "ppo"
 
+    steps: Annotated[int, Ge(2), Le(100_000)] = 32
+    """Steps that each of the episodes takes in a round."""
+
     learning_rate: LearningRate = 1e-3
     """Of Adam, for policy and critic."""
 
     schedule: Literal["linear", "constant"] = "linear"
     """`linear`: `learning_rate` and `clip_ratio` fall to 0 along with the budget. `constant`: they do not."""
-
-    parallel_episodes: Annotated[int, Ge(1), Le(1024)] = 8
-    """Episodes that run side by side."""
-
-    steps: Annotated[int, Ge(2), Le(100_000)] = 32
-    """Steps that each of them takes between two updates."""
 
     epochs: Annotated[int, Ge(1), Le(1000)] = 20
     """Passes through the steps of one round."""
@@ -117,14 +114,9 @@ class PPO(FineTuner[PPOConfig]):
         critic["policy.bias"] = torch.nn.functional.pad(params["value.bias"], (0, spare))
         self._networks = Networks.of({name: torch.cat([params[name], critic[name]]) for name in moved})
         self._last = self.stream.observation
+        self.keep({"networks": self._networks}, state)
         if state is not None:
-            self._networks.restore("networks", state)
             self._last = state["last"].clone()
-
-    @property
-    @override
-    def places(self) -> int:
-        return self.config.parallel_episodes
 
     @property
     @override
@@ -137,19 +129,16 @@ class PPO(FineTuner[PPOConfig]):
 
     @override
     def state(self) -> Params:
-        return super().state() | self._networks.state("networks") | {"last": self._last}
+        return super().state() | {"last": self._last}
 
     @override
     def round(self, used: Tensor) -> tuple[Segment, Metrics]:
-        config, linear = self.config, self.config.schedule == "linear"
+        config = self.config
         time = self.stream.time
         segment = self._act()
         batch = self._prepare(segment)
-        rate = falling(config.learning_rate, 0.0 if linear else config.learning_rate, used)
-        rate = torch.cat([rate, rate])
-        clip = None
-        if config.clip_ratio is not None:
-            clip = falling(config.clip_ratio, 0.0 if linear else config.clip_ratio, used)
+        rate = self.scheduled(config.learning_rate, used).repeat(2, 1)
+        clip = None if config.clip_ratio is None else self.scheduled(config.clip_ratio, used)
         active = None if config.kl_limit is None else torch.ones_like(rate, dtype=torch.bool)
         for epoch in range(config.epochs):
             for part in self._parts(batch, time, epoch):

@@ -37,11 +37,6 @@ class Transitions:
     weight: Tensor
     place: Tensor
 
-    def split(self, size: int) -> list[Transitions]:
-        """Parts of so many samples."""
-        columns = (torch.split(value, size, 1) for value in vars(self).values())
-        return [Transitions(*part) for part in zip(*columns, strict=True)]
-
 
 @final
 class Replay:
@@ -107,6 +102,12 @@ class Replay:
             self._next = (self._next + count) % self._rows
             self._filled = min(self._filled + count, self._rows)
 
+    def latest(self, steps: int) -> Tensor | None:
+        """Observations of about so many steps of each task, the newest, [N, M, O]; None where there are none yet."""
+        rows = min(self._filled, -(-steps // self._places))
+        at = (self._next - rows + torch.arange(rows, device=self._which.device)) % self._rows
+        return self._ring["observation"][:, at].flatten(1, 2) if rows else None
+
     def sample(self, draws: Tensor, weight_exponent: float | Tensor = 0.0) -> Transitions:
         """Samples at random.
 
@@ -120,35 +121,33 @@ class Replay:
             begin = (draws * self.size).long().clamp(max=self.size - 1)
             age, place = begin // self._places, begin % self._places
             weight = torch.ones_like(draws)
-        oldest = self._next - self._filled
-        row = (oldest + age) % self._rows
-        reward = self._take("reward", row, place)
-        ended = self._take("ended", row, place)
-        power = self._discount.expand_as(reward)
-        last = row
-        for n in range(1, self._n_steps):
-            row_n = (oldest + age + n) % self._rows
-            # A sample goes on as long as its episode does.
-            last = torch.where(ended, last, row_n)
-            reward = reward + torch.where(ended, torch.zeros_like(reward), power * self._take("reward", row_n, place))
-            power = torch.where(ended, power, power * self._discount)
-            ended = ended | self._take("ended", row_n, place)
+        steps = torch.arange(self._n_steps, device=draws.device)
+        rows = (self._next - self._filled + age.unsqueeze(-1) + steps) % self._rows
+        ended = self._take("ended", rows, place.unsqueeze(-1))
+        # A sample goes on as long as its episode does.
+        goes_on = (~ended).cumprod(-1).roll(1, -1)
+        goes_on[..., 0] = 1
+        power = (self._discount**steps).unsqueeze(1)
+        reward = (self._take("reward", rows, place.unsqueeze(-1)) * goes_on).mul_(power).sum(-1)
+        count = goes_on.sum(-1)
+        row, last = rows[..., 0], rows.gather(-1, count.unsqueeze(-1) - 1).squeeze(-1)
         terminated = self._take("terminated", last, place)
         return Transitions(
             observation=self._take("observation", row, place),
             action=self._take("action", row, place),
             reward=reward,
             next_observation=self._take("next_observation", last, place),
-            discount=power.masked_fill(terminated, 0.0),
+            discount=(self._discount**count).masked_fill(terminated, 0.0),
             weight=weight,
             place=row * self._places + place,
         )
 
     def judge(self, transitions: Transitions, error: Tensor) -> None:
-        """Note how wrong what was learned is about samples: |error| [N, M]."""
+        """Note how wrong what was learned is about samples: |error| [N, M]; the most, of a step that is there twice."""
         if self._exponent:
-            row, place = transitions.place // self._places, transitions.place % self._places
-            self._ring["priority"][self._which, row, place] = (error.abs() + _EPSILON) ** self._exponent
+            priority = self._ring["priority"].view(len(error), -1)
+            judged = (error.abs() + _EPSILON).to(priority.dtype) ** self._exponent
+            priority.scatter_reduce_(1, transitions.place, judged, "amax", include_self=False)
 
     def state(self) -> Params:
         """All that is kept."""
@@ -165,7 +164,8 @@ class Replay:
                 self._ring[name][:, : self._filled] = value
 
     def _take(self, name: str, row: Tensor, place: Tensor) -> Tensor:
-        return self._ring[name][self._which, row, place]
+        which = self._which.reshape(-1, *[1] * (row.dim() - 1))
+        return self._ring[name][which, row, place]
 
     def _by_priority(self, draws: Tensor, weight_exponent: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         priority = self._ring["priority"]

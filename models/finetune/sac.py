@@ -17,17 +17,11 @@ from torch.autograd import Function
 from typing_extensions import override
 
 from models import random, returns, weights
-from models.finetune.base import (
-    FineTuneConfig,
-    FineTuner,
-    LearningRate,
-    Metrics,
-    falling,
-    within,
-)
+from models.finetune.base import Metrics
 from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
-from models.finetune.replay import Replay, Transitions
+from models.finetune.off_policy import OffPolicy, OffPolicyConfig
+from models.finetune.replay import Transitions
 from models.finetune.stream import Segment
 from models.policy import Policy
 from models.tasks import TaskBatch
@@ -38,7 +32,7 @@ _ROWS_FOR_VALUES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig(FineTuneConfig):
+class SACConfig(OffPolicyConfig):
     """Soft actor-critic with twin critics and a tuned temperature (Haarnoja et al. 2018), for continuous actions.
 
     The actor is the policy that it starts from. Each critic starts as a copy of its trunk and value head, with the
@@ -52,20 +46,14 @@ class SACConfig(FineTuneConfig):
 
     name: Literal["sac"] = "sac"
 
-    learning_rate: LearningRate = 1e-3
-    """Of Adam, for actor, critics and temperature."""
-
-    schedule: Literal["linear", "constant"] = "constant"
-    """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
-
     parallel_episodes: Annotated[int, Ge(1), Le(1024)] = 4
     """Episodes that run side by side."""
 
     steps: Annotated[int, Ge(1), Le(100_000)] = 2
-    """Steps that each of them takes between two rounds of updates."""
+    """Steps that each of them takes in a round, before what is learned from them."""
 
-    updates: Annotated[int, Ge(1), Le(100_000)] = 8
-    """Updates of a round."""
+    schedule: Literal["linear", "constant"] = "constant"
+    """`linear`: `learning_rate` falls to 0 along with the budget. `constant`: it does not."""
 
     batch_size: Annotated[int, Ge(1), Le(100_000)] = 256
     """Samples of an update."""
@@ -75,9 +63,6 @@ class SACConfig(FineTuneConfig):
 
     warm_up_steps: Annotated[int, Ge(0), Le(10_000_000)] = 500
     """Environment steps before the first update; the policy acts as it is."""
-
-    n_steps: Annotated[int, Ge(1), Le(100)] = 1
-    """Rewards that a target sums before it trusts the critics."""
 
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.005
     """Share of the way that the target critics follow in an update."""
@@ -90,9 +75,6 @@ class SACConfig(FineTuneConfig):
 
     tune_temperature: bool = True
     """Whether α moves."""
-
-    max_gradient_norm: Annotated[float, Gt(0), Le(1e6)] | None = None
-    """Length to which gradients are cut; null for no limit."""
 
 
 class _Cut(Function):
@@ -110,7 +92,7 @@ class _Cut(Function):
 
 
 @final
-class SAC(FineTuner[SACConfig]):
+class SAC(OffPolicy[SACConfig]):
     """See :class:`SACConfig`."""
 
     def __init__(
@@ -133,22 +115,8 @@ class SAC(FineTuner[SACConfig]):
         self._temperature = Networks.of({"log": torch.full_like(like, math.log(config.temperature))})
         wanted = config.target_entropy
         self._target_entropy = -float(policy.action_size) if wanted is None else wanted
-        discount = tasks.discount
-        self._replay = Replay(config.buffer_size, self.places, config.n_steps, discount)
-        self._last = self.stream.observation
-        if state is not None:
-            for name, networks in self._learning().items():
-                networks.restore(name, state)
-            self._replay.restore(within("replay", state))
-            self._last = state["last"].clone()
-
-    def _learning(self) -> dict[str, Networks]:
-        return {
-            "actor": self._actor,
-            "critics": self._critics,
-            "targets": self._targets,
-            "temperature": self._temperature,
-        }
+        learning = {"actor": self._actor, "critics": self._critics, "targets": self._targets}
+        self.keep(learning | {"temperature": self._temperature}, state)
 
     def _first_critics(self, params: Params) -> Params:
         """Twin critics of every policy, [2N, ...]: the N first ones, then the N second ones."""
@@ -172,36 +140,21 @@ class SAC(FineTuner[SACConfig]):
 
     @property
     @override
-    def places(self) -> int:
-        return self.config.parallel_episodes
-
-    @property
-    @override
     def policies(self) -> Params:
-        actor = self._acting()
+        actor, seen = self._acting(), self._replay.latest(_ROWS_FOR_VALUES)
+        if seen is None:
+            seen = self.stream.observation
         with torch.no_grad():
-            features = self.policy.features(actor, self._last)
+            features = self.policy.features(actor, seen)
             head = self.policy.head(actor, features)
             action = self._bounded(self.policy.choose(head, None))
-            value = self._judge(self._critics.params, self._last, action).amin(0)
+            value = self._judge(self._critics.params, seen, action).amin(0)
         return actor | returns.fitted_value_head(features, value, torch.ones_like(value))
 
     @override
-    def state(self) -> Params:
-        kept = super().state() | {"last": self._last}
-        for name, networks in self._learning().items():
-            kept |= networks.state(name)
-        return kept | {f"replay.{name}": value for name, value in self._replay.state().items()}
-
-    @override
-    def round(self, used: Tensor) -> tuple[Segment, Metrics]:
+    def _learn(self, used: Tensor) -> Metrics:
         config = self.config
-        segment = self._act()
-        self._replay.add(segment)
-        self._last = torch.cat([self._last, segment.observation.flatten(1, 2)], 1)[:, -_ROWS_FOR_VALUES:]
-        if self.stream.time * self.places < config.warm_up_steps or not self._replay.size:
-            return segment, {}
-        rate = falling(config.learning_rate, 0.0 if config.schedule == "linear" else config.learning_rate, used)
+        rate = self.scheduled(config.learning_rate, used)
         keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
         rows = config.updates * config.batch_size
         draws = random.uniform(random.fold_in(keys, 0), rows, self.discount.dtype)
@@ -213,15 +166,15 @@ class SAC(FineTuner[SACConfig]):
             sample = self._replay.sample(draws[:, part])
             loss = self._update_critics(sample, noise[:, 0, part], rate)
             entropy = self._update_actor(sample, noise[:, 1, part], rate)
-        metrics = {
+        return {
             "critic_loss": float(loss.mean()),
             "entropy": float(entropy.mean()),
             "temperature": float(self._temperature.params["log"].exp().mean()),
         }
-        return segment, metrics
 
+    @override
     @torch.no_grad()
-    def _act(self) -> Segment:
+    def _act(self, used: Tensor) -> Segment:
         actor, steps = self._acting(), self.config.steps
         noise = self.stream.noise(actor, steps)
         decide = self.policy.acting(actor)

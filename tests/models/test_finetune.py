@@ -47,6 +47,12 @@ METHODS: dict[str, tuple[MethodConfig, list[Task]]] = {
         ),
         CARTPOLE,
     ),
+    "dqn, in rounds of more samples than are drawn together": (
+        DQNConfig(
+            environment_steps=480, warm_up_steps=100, updates=3, batch_size=4200, n_steps=10, evaluation_episodes=2
+        ),
+        CARTPOLE,
+    ),
     "sac": (SACConfig(environment_steps=200, warm_up_steps=50, batch_size=16, evaluation_episodes=2), PENDULUM),
     "sac, several steps": (
         SACConfig(

@@ -183,6 +183,17 @@ def test_samples_follow_priorities_and_weights_make_up_for_it() -> None:
     assert float(common) == pytest.approx(1 / 11, rel=1e-3)
 
 
+def test_of_a_step_that_was_drawn_twice_the_larger_error_counts() -> None:
+    replay = Replay(15, 3, 1, torch.tensor([0.9, 0.9]), 1.0)
+    replay.add(segment_of(5))
+    first = replay.sample(torch.tensor([[0.05, 0.05, 0.95], [0.05, 0.95, 0.95]]))
+    replay.judge(first, torch.tensor([[3.0, -7.0, 1.0], [2.0, 4.0, 5.0]]).double())
+    priority = replay.state()["priority"].flatten(1)
+    torch.testing.assert_close(
+        priority[:, [0, -1]], torch.tensor([[7.0, 1.0], [2.0, 5.0]]).to(priority), atol=1e-5, rtol=0
+    )
+
+
 def test_a_step_of_many_networks_is_torchs_adam_of_each() -> None:
     g = torch.Generator().manual_seed(0)
     start = {"a": torch.randn(3, 4, 2, generator=g), "b": torch.randn(3, 5, generator=g)}
