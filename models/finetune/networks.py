@@ -30,7 +30,7 @@ class Networks:
         self._flat = flat
         self._mean, self._square = torch.zeros_like(flat), torch.zeros_like(flat)
         # Averages of 1, as the moments are of gradients: what a moment lacks of the average it stands for.
-        self._weights, self._ones = torch.zeros_like(flat[:, :2]), torch.ones_like(flat[:, :2])
+        self._weights, self._ones = flat.new_zeros(len(flat), 2), flat.new_ones(len(flat), 2)
         self._shares = flat.new_tensor([1 - _DECAY, 1 - _SQUARE_DECAY])
         self.params = self._views(flat)
 
