@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from sqlalchemy.orm import aliased
 from app.adaptations.execution import execute_adaptation
 from app.database import Database
 from app.evaluations.execution import execute_evaluation
-from app.execution import DATABASE_AWAY, Interrupted, Interrupter, Job, describe_error
+from app.execution import DATABASE_AWAY, Interrupted, Interrupter, Job, allowed_threads, describe_error
 from app.leases import Clock, Lease, LeaseLost, Leases, WorkTable, database_clock
 from app.preparation import prepare
 from app.runs.execution import execute_run
@@ -219,8 +218,7 @@ def run_worker(settings: Settings, slot: str) -> None:
     """Be a worker until SIGTERM or SIGINT. Call it in the main thread of a process of its own."""
     interrupter = Interrupter()
     interrupter.install()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(SLOTS[slot].threads(settings.threads or cores))
+    torch.set_num_threads(SLOTS[slot].threads(allowed_threads(settings)))
     worker = Worker(settings, slot, interrupter)
     try:
         worker.prepare()

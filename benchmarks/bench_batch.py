@@ -1,8 +1,7 @@
-"""What a hundred adaptations at once cost, of what one costs.
+"""What a hundred adaptations at once cost, of what one costs, as a client of a running service sees it.
 
-Each method adapts new policies to tasks of a family as a worker does: one task, then `--tasks` of them as one
-computation, in turns in one process, after a turn that does not count. Both use one thread, as workers of adaptations
-do.
+Each method adapts a new policy to one task of a family, and then new policies to `--tasks` of them in one request, in
+turns, after a turn that does not count; a turn ends when the last policy can act.
 
 Run:    python benchmarks/bench_batch.py [--rounds 3] [--tasks 100] [--methods NAME ...] [--json FILE]
 Prints: seconds of one and of all (medians), and their ratio (median over rounds; the goal is at most 10).
@@ -13,19 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+from headstart_client import Client, Task
 from learning import add_json
-from reporting import keep, run_as_worker, say, table
-
-from models.adaptation import InnerLoop
-from models.evaluation import Method, Subject, measure
-from models.finetune import DQNConfig, PPOConfig, SACConfig
-from models.learners import MAML, MAMLConfig
-from models.policy import Policy, PolicyConfig
-from models.presets import PRESETS
-from models.tasks import TaskBatch
+from reporting import keep, say, table
+from service import running_service
 
 GOAL = 10.0
 
@@ -37,33 +30,38 @@ class Case:
     Attributes:
         family: Name of a preset family.
         method: With its budget.
-        policy: Of the new policies.
+        policy: Architecture of the new policies.
     """
 
     family: str
-    method: Method
-    policy: PolicyConfig = PolicyConfig()
+    method: dict[str, Any]
+    policy: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
-    "inner-loop": Case("cartpole-physics", InnerLoop(steps=3)),
-    "ppo": Case("cartpole-physics", PPOConfig(environment_steps=8_192)),
-    "dqn": Case("cartpole-physics", DQNConfig(environment_steps=8_192)),
+    "inner-loop": Case("cartpole-physics", {"name": "inner-loop", "steps": 3}),
+    "ppo": Case("cartpole-physics", {"name": "ppo", "environment_steps": 8_192}),
+    "dqn": Case("cartpole-physics", {"name": "dqn", "environment_steps": 8_192}),
     "sac": Case(
         "pendulum-mass-length",
-        SACConfig(environment_steps=2_048),
-        PolicyConfig(action_scaling="squash", log_std="state"),
+        {"name": "sac", "environment_steps": 2_048},
+        {"action_scaling": "squash", "log_std": "state"},
     ),
 }
 
 
-def seconds(case: Case, count: int) -> float:
-    """Time of adapting to so many tasks, evaluations included."""
-    tasks = TaskBatch.of(PRESETS[case.family].sample("test", 0, range(count)))
-    policy = Policy(case.policy, tasks.environment.observation_space, tasks.environment.action_space)
-    subject = Subject(MAML(MAMLConfig(), policy), None)
+def seconds_of_one(client: Client, case: Case, task: Task) -> float:
+    """Time from the request until the policy is there."""
     started = time.perf_counter()
-    measure(subject, tasks, case.method, seed=0)
+    assert client.adapt(None, task, method=case.method, policy=case.policy).policy
+    return time.perf_counter() - started
+
+
+def seconds_of_all(client: Client, case: Case, tasks: list[Task]) -> float:
+    """Time from the request until all policies are there."""
+    started = time.perf_counter()
+    done = client.adaptations.create_many(None, tasks, method=case.method, policy=case.policy)
+    assert all(each.policy for each in done)
     return time.perf_counter() - started
 
 
@@ -75,15 +73,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=CASES, default=list(CASES))
     add_json(parser)
     options = parser.parse_args()
-    run_as_worker()
-    torch.set_num_threads(1)
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in options.methods}
-    for number in range(options.rounds + 1):
-        for name in options.methods:
-            both = seconds(CASES[name], 1), seconds(CASES[name], options.tasks)
-            if number:  # the first warms up
-                rounds[name].append(both)
-        say(f"round {number} of {options.rounds}")
+    with running_service() as (client, _, _):
+        for number in range(options.rounds + 1):
+            for name in options.methods:
+                case = CASES[name]
+                tasks = client.families.sample(case.family, options.tasks, split="test")
+                both = seconds_of_one(client, case, tasks[0]), seconds_of_all(client, case, tasks)
+                if number:  # the first warms up
+                    rounds[name].append(both)
+            say(f"round {number} of {options.rounds}")
     rows, ratios = [], {}
     for name, pairs in rounds.items():
         ratios[name] = statistics.median(every / one for one, every in pairs)

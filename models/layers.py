@@ -120,6 +120,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
+_MINUS_ONE = torch.tensor(-1.0)
+
+
 def tanh_layer(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """tanh(x W + b), [N, M, H], to the last bit or two; no gradient is kept.
 
@@ -131,9 +134,11 @@ def tanh_layer(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = Non
     """
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.tanh(torch.baddbmm(bias.unsqueeze(1), x, weight), out=out)
-    # tanh z = 2 σ(2z) - 1: a quarter of the time of the library's tanh, and as near to the truth.
-    doubled = torch.baddbmm(bias.unsqueeze(1), x, weight, beta=2, alpha=2).sigmoid_()
-    return torch.sub(doubled.mul_(2.0), 1.0, out=out if out is not None else doubled)
+    # tanh z = 2 σ(2z) - 1: a quarter of the time of the library's tanh, and as near to the truth. The bias is added
+    # afterwards: where the product is to go on top of it, it is first written out for every row.
+    z = torch.bmm(x, weight)
+    z = torch.add((bias + bias).unsqueeze(1), z, alpha=2, out=z).sigmoid_()
+    return torch.add(_MINUS_ONE, z, alpha=2, out=out if out is not None else z)
 
 
 def known_tanh_layer(x: Tensor, weight: Tensor, bias: Tensor, known: Tensor) -> Tensor:

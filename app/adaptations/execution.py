@@ -21,7 +21,7 @@ from app.adaptations.origin import Origin, read_origin
 from app.adaptations.service import get_adaptation, read_method, read_task
 from app.database import new_id, now
 from app.errors import Corrupt
-from app.execution import Interrupted, Job
+from app.execution import Interrupted, Job, allowed_threads, threads
 from app.sweep import referenced
 from app.tables import Adaptation, Policy
 from models import random
@@ -35,6 +35,9 @@ from models.checkpoint import (
 from models.finetune import MethodConfig, Progress, finetune
 from models.tasks import TaskBatch
 from models.types import Params
+
+MANY = 32
+"""Adaptations from which on their tensors are worth sharing out to all threads that the settings allow."""
 
 FLUSH_S = 0.6
 """Time between two transactions with progress at least, for up to a hundred adaptations."""
@@ -89,10 +92,12 @@ class _Group:
     def execute(self) -> None:
         """Compute, and publish what came of it."""
         method = read_method(self._rows[0].method)
-        if isinstance(method, InnerLoop):
-            self._adapt(method)
-        else:
-            self._finetune(method)
+        count = allowed_threads(self._job.settings) if len(self._rows) >= MANY else torch.get_num_threads()
+        with threads(count):
+            if isinstance(method, InnerLoop):
+                self._adapt(method)
+            else:
+                self._finetune(method)
 
     def dissolve(self) -> bool:
         """Leave the others to go on one by one; False where there are none."""

@@ -28,7 +28,8 @@ from models.tasks import TaskBatch, environment_of
 from models.types import InvalidValue, Params, Rollout, Task, stack_params
 
 MAX_NUMBERS: Final = 2_000_000
-"""Numbers in one answer: each step has an observation, an action, a reward, a value and a log-probability."""
+"""Numbers in one answer, states not counted: each step has an observation, an action, a reward, a value and a
+log-probability."""
 
 MAX_FILM_EPISODES: Final = 10
 """Episodes of one film."""
@@ -160,7 +161,7 @@ def _collect(play: _Play, query: RolloutQuery) -> Rollout:
             query.episodes,
             keys,
             deterministic=query.deterministic,
-            states=query.format != "json",
+            states=True,
         )
 
 
@@ -191,6 +192,7 @@ def _as_json(policy_id: str, play: _Play, rollout: Rollout, query: RolloutQuery)
         episodes.append(
             EpisodeBody(
                 observations=[*seen.tolist(), rollout.final_observation[0, b].tolist()],
+                states=None if rollout.state is None else rollout.state[0, : length + 1, b].tolist(),
                 actions=actions[0, :length, b].tolist(),
                 rewards=reward.tolist(),
                 values=value.tolist(),

@@ -63,13 +63,15 @@ class Policies(Schema):
 class EpisodeBody(Schema):
     """One episode of ``T`` steps.
 
-    ``observations`` are the ``T + 1`` before each step and after the last; ``actions`` are in environment units, as
-    ``:act`` gives them; ``values`` are what the policy expects of each observation that it acted on, and ``log_probs``
-    those of its actions. It ended in a terminal state (``terminated``) or was cut off at the task's horizon or by the
-    environment (``truncated``). ``return`` is the undiscounted sum of the rewards.
+    ``observations`` are the ``T + 1`` before each step and after the last, and ``states`` the environment's own there,
+    null of one that keeps them to itself; ``actions`` are in environment units, as ``:act`` gives them; ``values`` are
+    what the policy expects of each observation that it acted on, and ``log_probs`` those of its actions. It ended in a
+    terminal state (``terminated``) or was cut off at the task's horizon or by the environment (``truncated``).
+    ``return`` is the undiscounted sum of the rewards.
     """
 
     observations: list[list[float]]
+    states: list[list[float]] | None
     actions: list[int] | list[list[float]]
     rewards: list[float]
     values: list[float]

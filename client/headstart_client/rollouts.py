@@ -18,6 +18,7 @@ class Episode:
 
     Attributes:
         observations: [T + 1, O], before each step and after the last, in environment units.
+        states: [T + 1, S], the environment's own; ``None`` of one that keeps them to itself.
         actions: [T] int64 where actions are discrete, else [T, A] float64 in environment units.
         rewards: [T], the task's.
         values: [T], what the policy expected of each observation that it acted on, in reward units.
@@ -28,6 +29,7 @@ class Episode:
     """
 
     observations: NDArray[np.float64]
+    states: NDArray[np.float64] | None
     actions: NDArray[Any]
     rewards: NDArray[np.float64]
     values: NDArray[np.float64]
@@ -86,6 +88,7 @@ def _episode(answer: Mapping[str, Any]) -> Episode:
 
     return Episode(
         observations=numbers("observations"),
+        states=None if answer.get("states") is None else numbers("states"),
         actions=np.asarray(answer["actions"]),
         rewards=numbers("rewards"),
         values=numbers("values"),

@@ -114,10 +114,12 @@ def test_an_episode_is_what_gymnasium_makes_of_its_actions(
         assert len(seen) == steps + 1
         assert [len(episode[name]) for name in ("rewards", "values", "log_probs")] == [steps] * 3
         twin.reset(seed=0)
-        twin.state = state_of(environment, seen[0])
+        twin.state = np.array(episode["states"][0])
+        assert len(episode["states"]) == steps + 1
         for t, action in enumerate(actions):
             observation, reward, terminated, _, _ = twin.step(action)
             np.testing.assert_allclose(seen[t + 1], observation, atol=2e-4)
+            np.testing.assert_allclose(np.cos(episode["states"][t + 1]), np.cos(twin.state), atol=2e-4)
             assert episode["rewards"][t] == pytest.approx(reward, abs=2e-4)
             assert terminated == (episode["terminated"] and t + 1 == steps)
         assert episode["truncated"] is not episode["terminated"]
@@ -128,16 +130,6 @@ def test_an_episode_is_what_gymnasium_makes_of_its_actions(
         if deterministic:
             np.testing.assert_allclose(actions, expected, atol=1e-5)
             np.testing.assert_allclose(episode["log_probs"], log_probs, atol=1e-5)
-
-
-def state_of(environment: str, observation: np.ndarray) -> np.ndarray:
-    match environment:
-        case "Acrobot-v1":
-            cos_1, sin_1, cos_2, sin_2, *speeds = observation
-            return np.array([np.arctan2(sin_1, cos_1), np.arctan2(sin_2, cos_2), *speeds])
-        case "Pendulum-v1":
-            return np.array([np.arctan2(observation[1], observation[0]), observation[2]])
-    return observation
 
 
 def test_the_policy_that_acts_over_http_takes_the_same_actions(client: Client, adapt: Adapt) -> None:
@@ -189,6 +181,7 @@ def test_a_task_of_other_spaces_is_refused_with_both(client: Client, adapt: Adap
 def test_a_bridged_environment_is_played_and_drawn(client: Client, adapt: Adapt) -> None:
     policy = adapt("FrozenLake-v1", is_slippery=False, horizon=8)
     [episode] = episodes(client, policy, deterministic=False)
+    assert episode["states"] is None
     twin = gymnasium.make("FrozenLake-v1", is_slippery=False)
     twin.reset(seed=0)
     for t, action in enumerate(episode["actions"]):
