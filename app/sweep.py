@@ -39,6 +39,16 @@ def referenced(session: Session, digests: Collection[str]) -> set[str]:
     }
 
 
+def discard(database: Database, store: ArtefactStore, digests: Collection[str]) -> None:
+    """Remove those of these artefacts that nothing refers to any longer."""
+    if not digests:
+        return
+    with database.snapshot() as session:
+        kept = referenced(session, digests)
+    for digest in set(digests) - kept:
+        store.delete(digest)
+
+
 def sweep(database: Database, store: ArtefactStore, grace: timedelta = GRACE) -> int:
     """Remove what is left of expired and deleted policies, and of writers that died.
 

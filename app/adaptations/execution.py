@@ -22,7 +22,7 @@ from app.adaptations.service import get_adaptation, read_method, read_task
 from app.database import new_id, now
 from app.errors import Corrupt
 from app.execution import Interrupted, Job, allowed_threads, threads
-from app.sweep import referenced
+from app.sweep import discard
 from app.tables import Adaptation, Policy
 from models import random
 from models.adaptation import CurvePoint, InnerLoop, adapt
@@ -171,12 +171,7 @@ class _Group:
         self._saved_at = self._flushed_at = time.monotonic()
 
     def _discard(self, sha256: str | None) -> None:
-        if sha256 is None:
-            return
-        with self._job.database.snapshot() as session:
-            kept = referenced(session, [sha256])
-        if sha256 not in kept:
-            self._job.store.delete(sha256)
+        discard(self._job.database, self._job.store, [] if sha256 is None else [sha256])
 
     def _write(self, session: Session, progress: Progress, method: MethodConfig) -> None:
         """Progress of every adaptation; those that were to be cancelled end here."""

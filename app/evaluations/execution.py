@@ -20,7 +20,7 @@ from app.evaluations.schemas import SCRATCH
 from app.evaluations.service import RESULT_FILE, get_evaluation
 from app.execution import Interrupted, Job
 from app.store import ArtefactStore
-from app.sweep import referenced
+from app.sweep import discard
 from app.tables import Evaluation, EvaluationFile
 from models.adaptation import AdaptationDiverged
 from models.checkpoint import code_version
@@ -166,12 +166,7 @@ class _Execution:
         self._saved_at = self._flushed_at = time.monotonic()
 
     def _discard(self, sha256: str | None) -> None:
-        if sha256 is None:
-            return
-        with self._job.database.snapshot() as session:
-            kept = referenced(session, [sha256])
-        if sha256 not in kept:
-            self._job.store.delete(sha256)
+        discard(self._job.database, self._job.store, [] if sha256 is None else [sha256])
 
     def _of(self, method: int, subject: int, group: str) -> list[list[Run]] | None:
         """Runs of a subject, seed by seed; None where none were to be measured."""

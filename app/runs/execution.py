@@ -23,7 +23,7 @@ from app.errors import Corrupt, StorageFull
 from app.execution import Interrupted, Job
 from app.registry.service import publish_version
 from app.runs.service import get_run, list_checkpoints, training_of
-from app.sweep import referenced
+from app.sweep import discard
 from app.tables import Checkpoint, Run, RunMetric
 from models.checkpoint import (
     MANIFEST_FILE,
@@ -183,7 +183,7 @@ class _RunExecution:
         if self._job.persist_soon(write):
             self._unwritten = []
             self._saved_iteration = state.iterations
-            self._discard(pruned)
+            discard(self._job.database, self._job.store, pruned)
 
     def _save_if_possible(self) -> None:
         try:
@@ -202,14 +202,6 @@ class _RunExecution:
         oldest = min(session.scalars(newest.limit(KEPT_CHECKPOINTS)))
         pruned = delete(Checkpoint).where(ours, Checkpoint.iteration < oldest).returning(Checkpoint.sha256)
         return list(session.scalars(pruned))
-
-    def _discard(self, digests: list[str]) -> None:
-        if not digests:
-            return
-        with self._job.database.snapshot() as session:
-            kept = referenced(session, digests)
-        for digest in set(digests) - kept:
-            self._job.store.delete(digest)
 
     def _publish(self, stopped_by: str) -> None:
         """Store the files, then publish the version and close the run in one transaction."""
@@ -231,7 +223,7 @@ class _RunExecution:
             job.lease.end(session, "succeeded", version=version.number, stopped_by=stopped_by, fraction=1.0)
 
         job.persist(publish)
-        self._discard(pruned)
+        discard(self._job.database, self._job.store, pruned)
 
     def _about(self, state: TrainingState, stopped_by: str) -> dict[str, Any]:
         spec, best = self._run.spec, state.best

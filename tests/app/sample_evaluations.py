@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.evaluation import Point, Run, compare, runs_to_json, steps_to, summarise
+from models.evaluation import Point, Run, by_task, compare, runs_to_json, summarise
 
 Runs = list[list[Run]]
 
@@ -61,27 +61,6 @@ def drawn_runs(
     ]
 
 
-def by_task(runs: Runs, oracles: Sequence[float | None], threshold: float | None) -> list[dict[str, Any]]:
-    """What the runs of each task come to."""
-    found = []
-    for n, best in enumerate(oracles):
-        before = np.array([seed[n][0].mean_return for seed in runs])
-        after = np.array([seed[n][-1].mean_return for seed in runs])
-        reached = [] if threshold is None else [steps_to(seed[n], threshold) for seed in runs]
-        ordered = sorted(each for each in reached if each is not None)
-        found.append(
-            {
-                "before": float(before.mean()),
-                "after": float(after.mean()),
-                "gain": float((after - before).mean()),
-                "worse": float((after < before).mean()),
-                "regret": None if best is None else best - float(after.mean()),
-                "median_environment_steps": ordered[len(runs) // 2] if len(runs) // 2 < len(ordered) else None,
-            }
-        )
-    return found
-
-
 def subject_summary(
     runs: Runs,
     training: Runs | None,
@@ -105,7 +84,7 @@ def subject_summary(
         name: summed([n for n, task in enumerate(tasks) if task["in_range"] is inside])
         for name, inside in (("in_range", True), ("out_of_range", False))
     }
-    return whole | {"groups": groups, "tasks": by_task(runs, oracles, threshold)}
+    return whole | {"groups": groups, "tasks": by_task(runs, method, oracles, threshold)}
 
 
 def sample_evaluation(
