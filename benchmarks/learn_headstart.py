@@ -116,7 +116,7 @@ def main() -> None:
     add_settings(parser)
     options = parser.parse_args()
     run_as_worker()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows, ratios, kept = [], [], {}
     for family in options.families:
         given = FAMILIES[family]

@@ -35,6 +35,7 @@ METHOD = DQNConfig(
     updates=16,
     target_rate=0.2,
     n_steps=3,
+    reset_values=True,
     initial_exploration=0.1,
     exploration_fraction=0.1,
     evaluate_every=1_000,

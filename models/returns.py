@@ -94,8 +94,8 @@ def linear_baseline(rollout: Rollout, returns: Tensor, ridge: float = 1e-5) -> T
     return torch.bmm(x, fit.unsqueeze(-1)).reshape(tasks, steps, episodes)
 
 
-def least_squares(x: Tensor, y: Tensor, weight: Tensor, ridge: float) -> Tensor:
-    """Coefficients [N, F] that minimise Σ w (x·c - y)² + ridge·|c|² for x [N, M, F], y and w [N, M].
+def least_squares(x: Tensor, y: Tensor, weight: Tensor, ridge: float | Tensor) -> Tensor:
+    """Coefficients [N, F] that minimise Σ w (x·c - y)² + ridge·|c|² for x [N, M, F], y and w [N, M], ridge [N, 1].
 
     The normal equations are solved in float64: features of time are nearly collinear.
     """
@@ -106,16 +106,18 @@ def least_squares(x: Tensor, y: Tensor, weight: Tensor, ridge: float) -> Tensor:
     return solution.squeeze(-1).to(x.dtype)
 
 
-def fitted_value_head(features: Tensor, value: Tensor, mask: Tensor) -> Params:
+def fitted_value_head(features: Tensor, value: Tensor, mask: Tensor, shrinkage: float = 0.0) -> Params:
     """Value heads of N policies that give ``value`` of ``features`` as nearly as linear ones can, where ``mask`` is 1.
 
     Args:
         features: [N, M, H].
         value: [N, M].
         mask: [N, M].
+        shrinkage: What a squared weight costs, of what a squared error of the mean row does. Without it, a head makes
+            the most of the small differences between nearly collinear features, with weights in the hundreds.
     """
     x = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-    fit = least_squares(x, value, mask, 1e-3)
+    fit = least_squares(x, value, mask, 1e-3 + shrinkage * mask.sum(1, keepdim=True).double())
     return {"value.weight": fit[:, :-1].unsqueeze(-1), "value.bias": fit[:, -1:]}
 
 

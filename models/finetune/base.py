@@ -42,6 +42,9 @@ class FineTuneConfig:
     target_return: Annotated[float, Ge(-1e30), Le(1e30)] | None = None
     """Ends at the first evaluation whose mean undiscounted return is at least this."""
 
+    reset_values: bool = False
+    """Begin with a value head of zeros: where a policy was trained on another reward, its values mean nothing here."""
+
     evaluate_every: Annotated[int, Ge(1), Le(10**9)] | None = None
     """Environment steps from one evaluation to the next; null: a tenth of `environment_steps`, else 10,000. There is
     one at the start and one at the end in any case."""

@@ -86,6 +86,8 @@ def finetune(
         NonFiniteReward: If a task's reward or dynamics became so.
     """
     require_fit(config, policy, int(tasks.horizon.max()))
+    if config.reset_values:
+        params = {**params, **{name: torch.zeros_like(params[name]) for name in ("value.weight", "value.bias")}}
     learning = None if state is None else within("learning", state)
     tuner = METHODS[config.name](config, policy, params, tasks, random.fold_in(keys, _LEARN), learning)
     with tuner.stream:

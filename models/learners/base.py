@@ -24,6 +24,10 @@ LearningRate = Annotated[float, Gt(0), Le(1000)] | Annotated[tuple[Annotated[flo
 """A step size: one for all inner steps, or a list with one for each, the last of which goes on."""
 
 
+_SHRINKAGE = 1e-3
+"""Of value heads that are kept: what trains a policy on takes gradients through its value head, which large weights
+would blow up. Advantages are worked out without."""
+
 KEPT_ACTIVATIONS = 100_000_000
 """Steps times hidden units up to which what the hidden layers gave, and the graphs made of it, are kept."""
 
@@ -219,7 +223,7 @@ class Learner(ABC, Generic[Config]):
         """N policies whose value heads are the least-squares fit to the episodes in ``rollout``."""
         reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)
         return params | returns.fitted_value_head(
-            self._features(params, rollout), reward_to_go.flatten(1), rollout.mask.flatten(1)
+            self._features(params, rollout), reward_to_go.flatten(1), rollout.mask.flatten(1), _SHRINKAGE
         )
 
     def refit(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
@@ -229,7 +233,7 @@ class Learner(ABC, Generic[Config]):
         flat = observation.reshape(1, -1, observation.shape[-1])
         with torch.no_grad():
             features = self.policy.features(stack_params(params, 1), flat)
-        fit = returns.fitted_value_head(features, reward_to_go, mask)
+        fit = returns.fitted_value_head(features, reward_to_go, mask, _SHRINKAGE)
         refitted = params | {name: value[0] for name, value in fit.items()}
         return self.policy.observe(refitted, rollout.observation, rollout.mask)
 

@@ -10,7 +10,10 @@ from probes import probe_environments
 from models import random
 from models.checkpoint import load_params, save_params
 from models.finetune import DQNConfig, MethodConfig, PPOConfig, Progress, SACConfig, finetune
+from models.learners import MAML, MAMLConfig
 from models.policy import Policy, PolicyConfig
+from models.returns import discounted_returns, fitted_value_head
+from models.rollout import collect
 from models.tasks import TaskBatch, define_task
 from models.types import InvalidValue, Params, Task, stack_params
 
@@ -249,3 +252,40 @@ def test_q_learning_learns_sooner_from_a_start_that_knows() -> None:
             needed[name] = int(last.environment_steps.sum())
         assert needed["taught"] == 0
         assert needed["new"] > 200
+
+
+@pytest.mark.parametrize("config", [METHODS[name][0] for name in ("ppo", "dqn", "sac")], ids=["ppo", "dqn", "sac"])
+def test_values_of_another_reward_are_forgotten_where_that_is_asked_for(config: MethodConfig) -> None:
+    tasks = PENDULUM if isinstance(config, SACConfig) else CARTPOLE
+    policy = architecture(tasks)
+    params = stack_params(policy.initialise(0), len(tasks))
+    none = params | {name: torch.zeros_like(params[name]) for name in ("value.weight", "value.bias")}
+    wrong = params | {"value.bias": params["value.bias"] + 77.0}
+    forgetful = dataclasses.replace(config, reset_values=True)
+
+    def trained(method: MethodConfig, start: Params) -> Params:
+        *_, last = finetune(method, policy, start, TaskBatch.of(tasks), keys_of(len(tasks)))
+        return last.policies()
+
+    assert_same(trained(forgetful, wrong), trained(config, none))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_value_head_that_a_version_is_left_with_leans_on_no_small_difference(seed: int) -> None:
+    tasks = TaskBatch.of(CARTPOLE)
+    policy = Policy(PolicyConfig(hidden=(64, 64)), tasks.environment.observation_space, tasks.environment.action_space)
+    learner = MAML(MAMLConfig(episodes_per_task=20), policy)
+    params = stack_params(policy.initialise(seed), len(tasks))
+    keys = random.fold_in(random.key(seed), torch.arange(len(tasks)))
+    rollout = collect(policy, params, tasks, 20, keys)
+    kept = learner.fit_value(params, tasks, rollout)
+    returns = discounted_returns(rollout.reward, rollout.mask, tasks.discount).flatten(1)
+    features = policy.features(params, rollout.observation.flatten(1, 2))
+    plain, mask = fitted_value_head(features, returns, rollout.mask.flatten(1)), rollout.mask.flatten(1)
+
+    def error(head: Params) -> float:
+        return float(((policy.value(head, features) - returns).square() * mask).sum() / mask.sum())
+
+    assert float(kept["value.weight"].abs().max()) < 0.2 * float(plain["value.weight"].abs().max())
+    spread = float(((returns - (returns * mask).sum() / mask.sum()).square() * mask).sum() / mask.sum())
+    assert error(kept) < error(plain) + 0.1 * spread
