@@ -43,7 +43,7 @@ class FineTuneConfig:
     """Ends at the first evaluation whose mean undiscounted return is at least this."""
 
     reset_values: bool = False
-    """Begin with a value head of zeros: where a policy was trained on another reward, its values mean nothing here."""
+    """Begin with a new value head: where a policy was trained on another reward, its values mean nothing here."""
 
     evaluate_every: Annotated[int, Ge(1), Le(10**9)] | None = None
     """Environment steps from one evaluation to the next; null: a tenth of `environment_steps`, else 10,000. There is

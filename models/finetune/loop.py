@@ -87,7 +87,9 @@ def finetune(
     """
     require_fit(config, policy, int(tasks.horizon.max()))
     if config.reset_values:
-        params = {**params, **{name: torch.zeros_like(params[name]) for name in ("value.weight", "value.bias")}}
+        new = [policy.initialise(int(key)) for key in keys]
+        heads = {name: torch.stack([each[name] for each in new]) for name in ("value.weight", "value.bias")}
+        params = {**params, **{name: value.to(params[name]) for name, value in heads.items()}}
     learning = None if state is None else within("learning", state)
     tuner = METHODS[config.name](config, policy, params, tasks, random.fold_in(keys, _LEARN), learning)
     with tuner.stream:

@@ -259,7 +259,6 @@ def test_values_of_another_reward_are_forgotten_where_that_is_asked_for(config: 
     tasks = PENDULUM if isinstance(config, SACConfig) else CARTPOLE
     policy = architecture(tasks)
     params = stack_params(policy.initialise(0), len(tasks))
-    none = params | {name: torch.zeros_like(params[name]) for name in ("value.weight", "value.bias")}
     wrong = params | {"value.bias": params["value.bias"] + 77.0}
     forgetful = dataclasses.replace(config, reset_values=True)
 
@@ -267,7 +266,10 @@ def test_values_of_another_reward_are_forgotten_where_that_is_asked_for(config: 
         *_, last = finetune(method, policy, start, TaskBatch.of(tasks), keys_of(len(tasks)))
         return last.policies()
 
-    assert_same(trained(forgetful, wrong), trained(config, none))
+    ours = trained(forgetful, wrong)
+    assert_same(ours, trained(forgetful, params))
+    assert not torch.equal(ours["policy.weight"], trained(config, wrong)["policy.weight"])
+    assert not torch.equal(ours["value.weight"][0], ours["value.weight"][1])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
