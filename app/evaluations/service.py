@@ -25,6 +25,7 @@ from app.runs.service import find_family, select_registered
 from app.store import ArtefactStore
 from app.tasks.service import definition_of
 from app.validation import pointer_to
+from models.adaptation import InnerLoop
 from models.checkpoint import learner_from_json, policy_to_json, to_json
 from models.learners import Learner
 from models.tasks import TaskBatch
@@ -35,6 +36,9 @@ RESULT_FILE = "evaluation.json"
 
 MAX_RUNS = 50_000
 """Adaptations that one evaluation may take."""
+
+MAX_POINTS = 2_000_000
+"""Measurements that the learning curves of one method may have, all runs together."""
 
 MAX_TASKS = 1000
 """Tasks that one evaluation may have."""
@@ -62,6 +66,7 @@ def create_evaluation(session: Session, by: Principal, request: NewEvaluation) -
     if total > MAX_RUNS:
         detail = f"the evaluation would take {total} adaptations; at most {MAX_RUNS}: fewer subjects, tasks or seeds"
         raise Invalid("/seeds", detail)
+    _require_short_curves(request, runs)
     protocol = request.model_dump(mode="json", exclude={"subjects", "tasks", "methods"})
     protocol |= {
         "subjects": [each.asked for each in subjects if each.asked is not None],
@@ -203,13 +208,11 @@ class _Subject:
 
     def definition(self, first: Exposure) -> dict[str, Any]:
         """What the worker needs."""
-        model, number = (
-            (self.policy.model, self.policy.version)
-            if self.policy is not None
-            else (None, None)
-            if self.version is None
-            else (self.version.model, self.version.number)
-        )
+        model, number = None, None
+        if self.policy is not None:
+            model, number = self.policy.model, self.policy.version
+        elif self.version is not None:
+            model, number = self.version.model, self.version.number
         return {
             "name": self.name,
             "kind": self.kind,
@@ -321,6 +324,16 @@ def _require_methods(request: NewEvaluation, subjects: Sequence[_Subject], tasks
             except InvalidValue as error:
                 pointer = pointer_to("methods", i) + error.pointer.removeprefix("/method")
                 raise Invalid(pointer, f"{subject.label}: {error.detail}") from error
+
+
+def _require_short_curves(request: NewEvaluation, runs: int) -> None:
+    for i, method in enumerate(request.methods):
+        if isinstance(method, InnerLoop) or method.environment_steps is None:
+            continue
+        points = method.environment_steps // method.evaluation_interval
+        if runs * points > MAX_POINTS:
+            detail = f"{runs} runs measured {points} times each are too much; at most {MAX_POINTS // runs} times"
+            raise Invalid(pointer_to("methods", i, "evaluate_every"), detail)
 
 
 def _trained_alike(subjects: Sequence[_Subject]) -> int:

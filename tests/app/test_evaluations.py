@@ -334,6 +334,11 @@ def test_the_multitask_baseline_is_a_version_of_that_learner(client, idle, datab
         ({"methods": []}, "/methods", "must hold at least 1, not 0"),
         ({"methods": [{"name": "dqn", "environment_steps": 10}]}, "/methods/0/name", "use sac or ppo"),
         ({"methods": [{"name": "ppo"}]}, "/methods/0", "give at least one of environment_steps, episodes, seconds"),
+        (
+            {"methods": [{"name": "ppo", "environment_steps": 10**6, "evaluate_every": 1}]},
+            "/methods/0/evaluate_every",
+            "18 runs measured 1000000 times each are too much; at most 111111 times",
+        ),
         ({"methods": [METHOD | {"episodes": 1}]}, "/methods/0/episodes", "greater than or equal to 2"),
         ({"seeds": 0}, "/seeds", "greater than or equal to 1"),
         ({"seeds": 100, "tasks": {"family": "near", "count": 1000}}, "/seeds", "at most 50000"),
