@@ -82,6 +82,19 @@ def load_params(data: bytes) -> Params:
         raise InvalidArtefact(f"not a safetensors file: {error}") from error
 
 
+def metadata_of(data: bytes) -> dict[str, str]:
+    """What :func:`save_params` was given beside the tensors; empty where that was nothing.
+
+    Raises:
+        InvalidArtefact: If the bytes are not safetensors.
+    """
+    try:
+        header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except ValueError as error:
+        raise InvalidArtefact(f"not a safetensors file: {error}") from error
+    return dict(header.get("__metadata__", {}))
+
+
 def to_json(config: object) -> dict[str, Any]:
     """A config dataclass as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload, no-any-return]
@@ -238,8 +251,7 @@ def load_state(data: bytes) -> TrainingState:
     """
     tensors = load_params(data)
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        counters = json.loads(header["__metadata__"]["headstart"])
+        counters = json.loads(metadata_of(data)["headstart"])
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -28,7 +28,9 @@ from models import random
 from models.adaptation import CurvePoint, InnerLoop, adapt
 from models.checkpoint import (
     InvalidArtefact,
+    code_version,
     load_params,
+    metadata_of,
     policy_to_json,
     save_params,
 )
@@ -146,12 +148,14 @@ class _Group:
         self._publish(progress.policies(), results, self._progress(progress))
 
     def _resume(self, sha256: str) -> Params | None:
-        """The newest state, if it is whole and of these adaptations."""
+        """The newest state, if it is whole, of these adaptations, and of this very code, which knows no other."""
         try:
-            state = load_params(self._job.store.read(sha256))
+            data = self._job.store.read(sha256)
+            state = load_params(data)
+            ours = metadata_of(data).get("code_version") == code_version()
         except (Corrupt, InvalidArtefact):
             return None
-        return state if len(state["stopped_by"]) == len(self._rows) else None
+        return state if ours and len(state["stopped_by"]) == len(self._rows) else None
 
     def _flush(self, progress: Progress, method: MethodConfig) -> None:
         self._job.persist_soon(partial(self._write, progress=progress, method=method))
@@ -159,7 +163,7 @@ class _Group:
 
     def _save(self, progress: Progress, method: MethodConfig) -> None:
         before = self._checkpoint
-        sha256, _ = self._job.store.put(save_params(progress.state()))
+        sha256, _ = self._job.store.put(save_params(progress.state(), {"code_version": code_version()}))
 
         def write(session: Session) -> None:
             self._write(session, progress, method)

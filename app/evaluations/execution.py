@@ -159,7 +159,8 @@ class _Execution:
 
     def _save(self) -> None:
         before = self._checkpoint
-        sha256, _ = self._job.store.put(canonical_json(self._runs).encode())
+        saved = {"code_version": code_version(), "runs": self._runs}
+        sha256, _ = self._job.store.put(canonical_json(saved).encode())
         if sha256 != before and self._job.persist_soon(partial(self._write, checkpoint_sha256=sha256)):
             self._checkpoint = sha256
             self._discard(before)
@@ -293,10 +294,12 @@ def _read_checkpoint(store: ArtefactStore, sha256: str | None) -> dict[str, list
     if sha256 is None:
         return {}
     try:
-        runs: dict[str, list[Any]] = json.loads(store.read(sha256))
+        saved = json.loads(store.read(sha256))
     except Corrupt:
         # What was measured is measured again.
         return {}
+    # So it is where other code measured it: all numbers of an evaluation are of the one that it names.
+    runs: dict[str, list[Any]] = saved["runs"] if saved["code_version"] == code_version() else {}
     return runs
 
 

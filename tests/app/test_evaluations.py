@@ -457,12 +457,14 @@ def test_one_that_lost_its_worker_goes_on_from_its_checkpoint(client, settings, 
         assert session.get(Evaluation, asked["id"]).checkpoint_sha256 is None
 
 
-def test_a_damaged_checkpoint_is_measured_again(client, idle, database):
+@pytest.mark.parametrize("saved", [None, {"code_version": "0.0.1", "runs": {"0/0/held_out/0/0": []}}])
+def test_a_checkpoint_that_is_damaged_or_of_other_code_is_measured_again(client, idle, database, store, saved):
     asked = ask(client)
+    sha256 = "0" * 64 if saved is None else store.put(json.dumps(saved).encode())[0]
     with database.transaction() as session:
-        session.get(Evaluation, asked["id"]).checkpoint_sha256 = "0" * 64
+        session.get(Evaluation, asked["id"]).checkpoint_sha256 = sha256
     idle.work_once()
-    assert look(client, asked)["verdict"] == "better"
+    assert look(client, asked)["progress"] == {"done": 18, "total": 18}
 
 
 def test_a_queued_one_is_cancelled_at_once_and_a_running_one_by_its_worker(client, settings, monkeypatch):

@@ -9,7 +9,7 @@ from app.execution import Interrupter
 from app.store import ArtefactStore
 from app.tables import Adaptation, Policy
 from app.worker import Worker
-from models.checkpoint import load_params
+from models.checkpoint import load_params, save_params
 
 CARTPOLE = {"environment": "CartPole-v1", "horizon": 40}
 PENDULUM = {"environment": "Pendulum-v1", "horizon": 20}
@@ -349,3 +349,13 @@ def test_publishing_needs_a_policy_that_stands_and_a_name(client, idle):
     client.delete(path)
     assert client.post(f"{path}:publish", json={"model": "m"}).status_code == 404
     assert client.get("/v1/models").json()["models"] == []
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(client, idle, store, database):
+    expected, asked = ask(client), ask(client)
+    idle.work_once()
+    strange = store.put(save_params({"stopped_by": torch.tensor([-1])}, {"code_version": "0.0.1"}))[0]
+    with database.transaction() as session:
+        session.get(Adaptation, asked["id"]).checkpoint_sha256 = strange
+    idle.work_once()
+    assert finished(client, asked)["curve"] == finished(client, expected)["curve"]
