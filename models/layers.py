@@ -33,7 +33,7 @@ class _TanhLayer(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         gradients: tuple[Tensor | None, ...] = _TanhLayerGradient.apply(  # type: ignore[no-untyped-call]
-            grad, x, weight, y, ctx.needs_input_grad[0]
+            grad, x, weight, y, ctx.needs_input_grad[:3]
         )
         return *gradients, None
 
@@ -43,13 +43,14 @@ class _TanhLayerGradient(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, y: Tensor, needs_x: bool
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, y: Tensor, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
         inner = torch.ops.aten.tanh_backward(grad, y)
         ctx.save_for_backward(grad, x, weight, y, inner)
         ctx.set_materialize_grads(False)
-        by_x = torch.bmm(inner, weight.transpose(1, 2)) if needs_x else None
-        return by_x, torch.bmm(x.transpose(1, 2), inner), inner.sum(1)
+        by_x = torch.bmm(inner, weight.transpose(1, 2)) if needs[0] else None
+        by_weight = torch.bmm(x.transpose(1, 2), inner) if needs[1] else None
+        return by_x, by_weight, inner.sum(1) if needs[2] else None
 
     @staticmethod
     @once_differentiable

@@ -16,7 +16,7 @@ from models.policy import Policy
 from models.types import Params
 
 Pull = Callable[[Tensor], Params]
-"""The gradient by each of a trunk's tensors, from that at its features, [N, M, H]."""
+"""The gradient by each of a trunk's tensors, from that at its features, [N, M, H], which it may overwrite."""
 
 
 def trunk(policy: Policy, params: Params, statistics: Params, observation: Tensor) -> tuple[Tensor, Pull]:
@@ -55,7 +55,7 @@ def _tanh_trunk(policy: Policy, params: Params, statistics: Params, observation:
     def pull(gradient: Tensor) -> Params:
         found: Params = {}
         for i in reversed(range(depth)):
-            inner = torch.ops.aten.tanh_backward(gradient, outputs[i + 1])
+            inner = torch.ops.aten.tanh_backward.grad_input(gradient, outputs[i + 1], grad_input=gradient)
             found[f"trunk.{i}.weight"] = torch.bmm(outputs[i].transpose(1, 2), inner)
             found[f"trunk.{i}.bias"] = inner.sum(1)
             if i:

@@ -1,4 +1,4 @@
-"""What happened lately, to learn from again: a ring of the last steps of N tasks."""
+"""What happened lately, to learn from again: a ring of the last transitions of N tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from models.finetune.base import within
 from models.finetune.stream import Segment
 from models.types import Params
 
@@ -26,7 +27,7 @@ class Transitions:
         next_observation: After the last of them, [N, M, O].
         discount: What the value of that counts, [N, M]: γ to the number of steps, 0 where the state is terminal.
         weight: Of each in a loss, [N, M]; at most 1.
-        place: Where in the ring it begins, [N, M].
+        place: Where in the ring it is, [N, M].
     """
 
     observation: Tensor
@@ -40,17 +41,20 @@ class Transitions:
 
 @final
 class Replay:
-    """The last steps of N tasks, B episodes of each side by side.
+    """The last transitions of N tasks, from B episodes of each side by side.
 
-    A sample begins at any step that has n steps behind it (or its episode's end), uniformly, or in proportion to a
-    power of its priority: how wrong what was learned was about it last.
+    A transition begins at any step that has n steps behind it (or its episode's end). Samples are drawn uniformly, or
+    in proportion to a power of their priority: how wrong what was learned was about them last.
 
     Args:
-        capacity: Steps kept of each task, all episodes together; rounded up to whole rows of B.
+        capacity: Transitions kept of each task, all episodes together; rounded up to whole rows of B.
         places: B.
         n_steps: Longest sum of rewards.
         discount: γ, [N].
         priority_exponent: α; 0 samples uniformly.
+
+    Attributes:
+        size: Transitions of each task that are there.
 
     Source: Mnih et al. 2015, "Human-level control through deep reinforcement learning"; Schaul et al. 2016,
     "Prioritized experience replay", the proportional variant.
@@ -59,23 +63,21 @@ class Replay:
     def __init__(
         self, capacity: int, places: int, n_steps: int, discount: Tensor, priority_exponent: float = 0.0
     ) -> None:
-        self._rows = max(n_steps + 1, -(-capacity // places))
-        self._places = places
+        self.size = 0
+        self._rows = -(-capacity // places)
+        self._capacity = self._rows * places
         self._n_steps = n_steps
         self._discount = discount.unsqueeze(1)
         self._exponent = priority_exponent
-        self._which = torch.arange(len(discount), device=discount.device).unsqueeze(1)
+        self._first = torch.arange(len(discount), device=discount.device).unsqueeze(1) * self._capacity
         self._ring: Params = {}
-        self._filled = self._next = 0
-
-    @property
-    def size(self) -> int:
-        """Steps of each task that a sample can begin at."""
-        return max(0, self._filled - self._n_steps + 1) * self._places
+        self._next = 0
+        # Steps that do not have n steps behind them yet.
+        self._recent: Params = {}
 
     def add(self, segment: Segment) -> None:
-        """Keep the steps of a segment in place of the oldest."""
-        new = {
+        """Take in a segment that goes on where the last one ended, [N, T, B, ...]."""
+        steps = {
             "observation": segment.observation,
             "action": segment.action,
             "reward": segment.reward,
@@ -83,30 +85,52 @@ class Replay:
             "terminated": segment.terminated,
             "ended": segment.terminated | segment.truncated,
         }
-        tasks, steps, places = segment.reward.shape
-        if not self._ring:
-            self._ring = {
-                name: value.new_zeros(tasks, self._rows, places, *value.shape[3:]) for name, value in new.items()
-            }
-            if self._exponent:
-                self._ring["priority"] = segment.reward.new_zeros(tasks, self._rows, places)
+        if self._recent:
+            steps = {name: torch.cat([self._recent[name], value], 1) for name, value in steps.items()}
+        whole = max(0, steps["reward"].shape[1] - self._n_steps + 1)
+        self._recent = {name: value[:, whole:].clone() for name, value in steps.items()}
+        if whole:
+            self._keep({name: value[:, -self._rows :].flatten(1, 2) for name, value in self._sums(steps).items()})
+
+    def _sums(self, steps: Params) -> Params:
+        """Transitions that begin at each step with n steps behind it, [N, T - n + 1, B, ...]."""
+        ended, reward = (steps[name].unfold(1, self._n_steps, 1) for name in ("ended", "reward"))
+        # A transition goes on as long as its episode does.
+        goes_on = (~ended).cumprod(-1).roll(1, -1)
+        goes_on[..., 0] = 1
+        discount = self._discount.reshape(-1, 1, 1, 1)
+        count = goes_on.sum(-1)
+        begin = torch.arange(count.shape[1], device=count.device).reshape(1, -1, 1)
+        last = begin + count - 1
+        terminated = steps["terminated"].take_along_dim(last, 1)
+        return {
+            "observation": steps["observation"][:, : count.shape[1]],
+            "action": steps["action"][:, : count.shape[1]],
+            "reward": (reward * goes_on * discount ** torch.arange(self._n_steps, device=count.device)).sum(-1),
+            "next_observation": steps["next_observation"].take_along_dim(last.unsqueeze(-1), 1),
+            "discount": (discount[..., 0] ** count).masked_fill(terminated, 0.0),
+        }
+
+    def _keep(self, new: Params) -> None:
+        """Put transitions [N, M, ...] where the oldest are."""
+        tasks, count = new["reward"].shape
         if self._exponent:
             # What was never learned from is learned from soon.
-            highest = self._ring["priority"].amax((1, 2), keepdim=True)
-            new["priority"] = torch.where(highest > 0, highest, torch.ones_like(highest)).expand(tasks, steps, places)
-        for start in range(0, steps, self._rows):
-            count = min(self._rows, steps - start)
-            at = (torch.arange(count, device=segment.reward.device) + self._next) % self._rows
-            for name, value in new.items():
-                self._ring[name][:, at] = value[:, start : start + count]
-            self._next = (self._next + count) % self._rows
-            self._filled = min(self._filled + count, self._rows)
+            highest = self._ring["priority"].amax(1, keepdim=True) if self._ring else new["reward"].new_zeros(tasks, 1)
+            new["priority"] = torch.where(highest > 0, highest, torch.ones_like(highest)).expand(tasks, count)
+        if not self._ring:
+            self._ring = {name: value.new_zeros(tasks, self._capacity, *value.shape[2:]) for name, value in new.items()}
+        at = (torch.arange(count, device=self._first.device) + self._next) % self._capacity
+        for name, value in new.items():
+            self._ring[name][:, at] = value
+        self._next = (self._next + count) % self._capacity
+        self.size = min(self.size + count, self._capacity)
 
-    def latest(self, steps: int) -> Tensor | None:
-        """Observations of about so many steps of each task, the newest, [N, M, O]; None where there are none yet."""
-        rows = min(self._filled, -(-steps // self._places))
-        at = (self._next - rows + torch.arange(rows, device=self._which.device)) % self._rows
-        return self._ring["observation"][:, at].flatten(1, 2) if rows else None
+    def latest(self, count: int) -> Tensor | None:
+        """Observations of about so many transitions of each task, the newest, [N, M, O]; None if there are none yet."""
+        count = min(self.size, count)
+        at = (self._next - count + torch.arange(count, device=self._first.device)) % self._capacity
+        return self._ring["observation"][:, at] if count else None
 
     def sample(self, draws: Tensor, weight_exponent: float | Tensor = 0.0) -> Transitions:
         """Samples at random.
@@ -116,64 +140,44 @@ class Replay:
             weight_exponent: β, one or [N, 1]: how far weights make up for unequal chances, where they are unequal.
         """
         if self._exponent:
-            age, place, weight = self._by_priority(draws, weight_exponent)
+            place, weight = self._by_priority(draws, weight_exponent)
         else:
-            begin = (draws * self.size).long().clamp(max=self.size - 1)
-            age, place = begin // self._places, begin % self._places
+            place = (draws * self.size).long().clamp(max=self.size - 1)
             weight = torch.ones_like(draws)
-        steps = torch.arange(self._n_steps, device=draws.device)
-        rows = (self._next - self._filled + age.unsqueeze(-1) + steps) % self._rows
-        ended = self._take("ended", rows, place.unsqueeze(-1))
-        # A sample goes on as long as its episode does.
-        goes_on = (~ended).cumprod(-1).roll(1, -1)
-        goes_on[..., 0] = 1
-        power = (self._discount**steps).unsqueeze(1)
-        reward = (self._take("reward", rows, place.unsqueeze(-1)) * goes_on).mul_(power).sum(-1)
-        count = goes_on.sum(-1)
-        row, last = rows[..., 0], rows.gather(-1, count.unsqueeze(-1) - 1).squeeze(-1)
-        terminated = self._take("terminated", last, place)
-        return Transitions(
-            observation=self._take("observation", row, place),
-            action=self._take("action", row, place),
-            reward=reward,
-            next_observation=self._take("next_observation", last, place),
-            discount=(self._discount**count).masked_fill(terminated, 0.0),
-            weight=weight,
-            place=row * self._places + place,
-        )
+        at = (self._first + place).flatten()
+        taken = {
+            name: value.flatten(0, 1).index_select(0, at).reshape(*place.shape, *value.shape[2:])
+            for name, value in self._ring.items()
+            if name != "priority"
+        }
+        return Transitions(**taken, weight=weight, place=place)
 
     def judge(self, transitions: Transitions, error: Tensor) -> None:
-        """Note how wrong what was learned is about samples: |error| [N, M]; the most, of a step that is there twice."""
+        """Note how wrong what was learned is about samples: |error| [N, M]; the most, of one that is there twice."""
         if self._exponent:
-            priority = self._ring["priority"].view(len(error), -1)
+            priority = self._ring["priority"]
             judged = (error.abs() + _EPSILON).to(priority.dtype) ** self._exponent
             priority.scatter_reduce_(1, transitions.place, judged, "amax", include_self=False)
 
     def state(self) -> Params:
         """All that is kept."""
-        kept = {name: value[:, : self._filled].clone() for name, value in self._ring.items()}
-        return kept | {"next": torch.tensor([self._next])}
+        kept = {f"ring.{name}": value[:, : self.size].clone() for name, value in self._ring.items()}
+        recent = {f"recent.{name}": value for name, value in self._recent.items()}
+        return kept | recent | {"next": torch.tensor([self._next])}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`state` gave."""
         self._next = int(state["next"])
-        for name, value in state.items():
-            if name != "next":
-                self._filled = value.shape[1]
-                self._ring[name] = value.new_zeros(value.shape[0], self._rows, *value.shape[2:])
-                self._ring[name][:, : self._filled] = value
+        self._recent = within("recent", state)
+        for name, value in within("ring", state).items():
+            self.size = value.shape[1]
+            self._ring[name] = value.new_zeros(value.shape[0], self._capacity, *value.shape[2:])
+            self._ring[name][:, : self.size] = value
 
-    def _take(self, name: str, row: Tensor, place: Tensor) -> Tensor:
-        which = self._which.reshape(-1, *[1] * (row.dim() - 1))
-        return self._ring[name][which, row, place]
-
-    def _by_priority(self, draws: Tensor, weight_exponent: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        priority = self._ring["priority"]
-        rows = (self._next - self._filled + torch.arange(self._filled, device=draws.device)) % self._rows
-        usable = priority[:, rows[: self.size // self._places]].flatten(1)
-        total = usable.double().cumsum(1)
-        begin = torch.searchsorted(total, draws * total[:, -1:]).clamp(max=self.size - 1)
-        chance = usable.gather(1, begin) / total[:, -1:]
+    def _by_priority(self, draws: Tensor, weight_exponent: float | Tensor) -> tuple[Tensor, Tensor]:
+        priority = self._ring["priority"][:, : self.size]
+        total = priority.double().cumsum(1)
+        place = torch.searchsorted(total, draws * total[:, -1:]).clamp(max=self.size - 1)
+        chance = priority.gather(1, place) / total[:, -1:]
         weight = (self.size * chance) ** -weight_exponent
-        weight = (weight / weight.amax(1, keepdim=True)).to(priority.dtype)
-        return begin // self._places, begin % self._places, weight
+        return place, (weight / weight.amax(1, keepdim=True)).to(priority.dtype)

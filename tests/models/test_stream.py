@@ -140,7 +140,7 @@ def test_samples_are_sums_of_consecutive_steps_of_one_episode(
     for segment in segments:
         replay.add(segment)
     whole = {
-        name: torch.cat([getattr(s, name) for s in segments], 1)[:, -20:]
+        name: torch.cat([getattr(s, name) for s in segments], 1)[:, -20 - n_steps + 1 :]
         for name in vars(segments[0])
         if "finished" not in name
     }
@@ -188,7 +188,7 @@ def test_of_a_step_that_was_drawn_twice_the_larger_error_counts() -> None:
     replay.add(segment_of(5))
     first = replay.sample(torch.tensor([[0.05, 0.05, 0.95], [0.05, 0.95, 0.95]]))
     replay.judge(first, torch.tensor([[3.0, -7.0, 1.0], [2.0, 4.0, 5.0]]).double())
-    priority = replay.state()["priority"].flatten(1)
+    priority = replay.state()["ring.priority"]
     torch.testing.assert_close(
         priority[:, [0, -1]], torch.tensor([[7.0, 1.0], [2.0, 5.0]]).to(priority), atol=1e-5, rtol=0
     )
