@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from headstart_client.errors import AdaptationFailed
@@ -201,7 +202,14 @@ class Adaptations:
         if not wait:
             return created
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        return [self._ended(each, _left(deadline_s)) for each in created]
+        return self._all_ended(created, deadline_s)
+
+    def _all_ended(self, created: Sequence[Adaptation], deadline_s: float | None) -> list[Adaptation]:
+        """Adaptations of one request: most end together, so that after the last one they are read as a list."""
+        self._ended(created[-1], _left(deadline_s))
+        oldest = min(each.id for each in created)
+        now = {each.id: each for each in takewhile(lambda each: each.id >= oldest, self.list()) if each.finished}
+        return [now.get(each.id) or self._ended(each, _left(deadline_s)) for each in created]
 
     def cancel(self, adaptation: str | Adaptation) -> Adaptation:
         """Ask an adaptation to stop; a queued one never starts."""
