@@ -12,7 +12,6 @@ from app.adaptations.waiting import read_prefer
 from app.database import now
 from app.execution import Interrupter
 from app.registry.service import publish_version
-from app.store import ArtefactStore
 from app.sweep import sweep
 from app.tables import Adaptation, Policy
 from app.worker import Worker
@@ -37,11 +36,6 @@ from models.types import stack_params
 HERE = {"environment": "Navigation2D-v0", "parameters": {"goal_x": 0.25}, "horizon": 10}
 METHOD = {"name": "inner-loop", "steps": 2, "episodes": 4, "evaluation_episodes": 3}
 ASKED = {"model": "nav", "task": HERE, "method": METHOD, "seed": 7}
-
-
-@pytest.fixture
-def store(settings):
-    return ArtefactStore(settings.artefacts)
 
 
 @pytest.fixture

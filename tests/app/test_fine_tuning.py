@@ -6,7 +6,6 @@ import torch
 from sqlalchemy import select, update
 
 from app.execution import Interrupter
-from app.store import ArtefactStore
 from app.tables import Adaptation, Policy
 from app.worker import Worker
 from models.checkpoint import load_params, save_params
@@ -20,11 +19,6 @@ DQN = {"name": "dqn", "warm_up_steps": 100, "batch_size": 16} | QUICK
 SAC = {"name": "sac", "warm_up_steps": 50, "batch_size": 16} | QUICK
 SQUASHED = SMALL | {"action_scaling": "squash", "log_std": "state", "normalise_observations": True}
 METHODS = {"ppo": (PPO, CARTPOLE, SMALL), "dqn": (DQN, CARTPOLE, SMALL), "sac": (SAC, PENDULUM, SQUASHED)}
-
-
-@pytest.fixture
-def store(settings):
-    return ArtefactStore(settings.artefacts)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from app.preparation import prepare
 from app.runs.schemas import NewRun
 from app.runs.service import cancel_run, create_run
 from app.settings import Settings
-from app.store import ArtefactStore
 from app.tables import Checkpoint, Run, RunMetric, TaskFamily, Version, VersionFile
 from app.tasks.service import create_family
 from app.worker import Worker
@@ -36,11 +35,6 @@ EVALUATED = {"evaluation": {"tasks": 3, "every_iterations": 2, "steps": 2, "epis
 @pytest.fixture
 def settings(tmp_path, database_url):
     return Settings(data=tmp_path / "var", database_url=database_url, checkpoint_seconds=0.0)
-
-
-@pytest.fixture
-def store(settings):
-    return ArtefactStore(settings.artefacts)
 
 
 @pytest.fixture
