@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app import tables
 from app.adaptations.schemas import AdaptationBody
 from app.events import Event, Look
-from app.runs.schemas import FINAL
+from app.work import FINAL
 
 
 def look(session: Session, adaptation_id: str, after: int) -> Look | None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.adaptations.schemas import AdaptationBody
 from app.adaptations.service import get_adaptation
 from app.database import Database
-from app.runs.schemas import FINAL
+from app.work import FINAL
 
 DEFAULT_S = 10
 """Seconds that a POST waits where the caller does not say."""

@@ -10,8 +10,8 @@ from app.evaluations import service
 from app.evaluations.schemas import EvaluationBody, EvaluationFile, Evaluations, EvaluationSummary, NewEvaluation
 from app.files import serve_file
 from app.pagination import RequestPage
-from app.runs.schemas import State
 from app.transactions import RequestSession, TransactionalRoute
+from app.work import State
 
 router = APIRouter(prefix="/evaluations", tags=["evaluations"], route_class=TransactionalRoute)
 

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from app import tables
 from app.events import Event, Look
-from app.runs.schemas import FINAL, Metric, RunBody
+from app.runs.schemas import Metric, RunBody
+from app.work import FINAL
 
 _AT_ONCE = 500
 

@@ -14,9 +14,10 @@ from app.files import serve_file
 from app.pagination import RequestPage
 from app.runs import service
 from app.runs.events import look
-from app.runs.schemas import EvaluationTasks, Metric, Metrics, NewRun, RunBody, Runs, State
+from app.runs.schemas import EvaluationTasks, Metric, Metrics, NewRun, RunBody, Runs
 from app.tasks.schemas import TaskDefinition
 from app.transactions import RequestSession, TransactionalRoute
+from app.work import State
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=TransactionalRoute)
 
