@@ -18,10 +18,7 @@ from sqlalchemy import ColumnElement, and_, case, func, or_, select, true, updat
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
-from app.tables import Adaptation, Evaluation, Run
-
-WorkTable = type[Run] | type[Adaptation] | type[Evaluation]
-"""A table of work."""
+from app.tables import Work
 
 Clock = Callable[[Session], datetime]
 """Tells the time within a transaction."""
@@ -39,7 +36,7 @@ def database_clock(session: Session) -> datetime:
     return now()
 
 
-def request_cancellation(session: Session, table: WorkTable, id_: str) -> bool:
+def request_cancellation(session: Session, table: type[Work], id_: str) -> bool:
     """End work that is queued at once, and have work that is running ended by its worker; whether it was either."""
     moment = now()
     # One statement for each state: a worker may claim the work, or end it, at any moment.
@@ -66,7 +63,7 @@ class Lease:
         clock: What it is measured with.
     """
 
-    table: WorkTable
+    table: type[Work]
     id: str
     attempt: int
     seconds: float
@@ -127,7 +124,7 @@ class Leases:
     def __init__(
         self,
         database: Database,
-        table: WorkTable,
+        table: type[Work],
         seconds: float,
         max_attempts: int,
         owner: str | None = None,

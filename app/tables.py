@@ -44,7 +44,7 @@ class _Row(Base):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, sort_order=1)
 
 
-class _Work(_Row):
+class Work(_Row):
     """Long work that a worker claims by a lease.
 
     ``attempt`` counts the claims and is the fencing token: a worker writes only where it still equals the number it got
@@ -127,7 +127,7 @@ class TaskLabel(Base):
     __table_args__ = (Index("ix_task_labels_name_value_task_id", "name", "value", "task_id"),)
 
 
-class Run(_Work):
+class Run(Work):
     """One background meta-training.
 
     ``spec`` is the request, completed with every default: learner, policy, tasks, stop, evaluation, seed, device.
@@ -263,7 +263,7 @@ class AliasEvent(Base):
     )
 
 
-class Adaptation(_Work):
+class Adaptation(Work):
     """One use of a version on one task.
 
     ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline. It starts
@@ -307,7 +307,7 @@ class Policy(_Row):
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
-class Evaluation(_Work):
+class Evaluation(Work):
     """One measurement of versions and policies on tasks.
 
     ``protocol`` is the request, completed and with every name resolved, so that it can be sent again. ``spec`` is what

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Strict, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models.types import InvalidValue
 
@@ -34,6 +43,30 @@ Whole = Annotated[int, Strict()]
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?$")]
 """What things are called: lower-case letters, digits, dots, underscores and dashes, 128 at most."""
+
+
+def _as_sent(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    config = validate(value)
+    _require_same_kinds(value, config, ())
+    return config
+
+
+def _require_same_kinds(sent: object, taken: object, place: tuple[str | int, ...]) -> None:
+    """Refuse a text or a truth value that was taken for a number: the core's configs do not say so themselves."""
+    if isinstance(sent, dict) and dataclasses.is_dataclass(taken):
+        for member, value in sent.items():
+            _require_same_kinds(value, getattr(taken, member), (*place, member))
+    elif isinstance(sent, list) and isinstance(taken, tuple):
+        for index, (value, item) in enumerate(zip(sent, taken, strict=True)):
+            _require_same_kinds(value, item, (*place, index))
+    elif (isinstance(sent, str | bool) or isinstance(taken, bool)) and type(sent) is not type(taken):
+        wanted = "must be true or false" if isinstance(taken, bool) else "must be a number"
+        error = InitErrorDetails(type=PydanticCustomError("wrong_kind", wanted), loc=place, input=sent)
+        raise ValidationError.from_exception_data("config", [error])
+
+
+AsSent = WrapValidator(_as_sent)
+"""Makes pydantic take a core config's numbers, texts and truth values only for what they are."""
 
 
 class FieldError(NamedTuple):

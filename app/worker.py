@@ -22,13 +22,13 @@ from app.adaptations.execution import execute_adaptation
 from app.database import Database
 from app.evaluations.execution import execute_evaluation
 from app.execution import DATABASE_AWAY, Interrupted, Interrupter, Job, allowed_threads, describe_error
-from app.leases import Clock, Lease, LeaseLost, Leases, WorkTable, database_clock
+from app.leases import Clock, Lease, LeaseLost, Leases, database_clock
 from app.preparation import prepare
 from app.runs.execution import execute_run
 from app.settings import Settings
 from app.store import ArtefactStore
 from app.sweep import sweep
-from app.tables import Adaptation, Evaluation, Run
+from app.tables import Adaptation, Evaluation, Run, Work
 from models.environments.bridge import configure
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Slot:
         among: Which rows may be claimed; by default any.
     """
 
-    table: WorkTable
+    table: type[Work]
     execute: Callable[[Job], None]
     poll_s: float
     threads: Callable[[int], int]

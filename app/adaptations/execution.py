@@ -18,12 +18,13 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.adaptations.origin import Origin, read_origin
-from app.adaptations.service import get_adaptation, read_method, read_task
+from app.adaptations.service import read_method, read_task
 from app.database import new_id, now
 from app.errors import Corrupt
 from app.execution import Interrupted, Job, allowed_threads, threads
 from app.sweep import discard
 from app.tables import Adaptation, Policy
+from app.work import get_work
 from models import random
 from models.adaptation import CurvePoint, InnerLoop, adapt
 from models.checkpoint import (
@@ -74,7 +75,7 @@ class _Group:
 
         def claim(session: Session) -> tuple[list[Adaptation], Origin]:
             job.lease.write(session)
-            lead = get_adaptation(session, job.lease.id)
+            lead = get_work(session, Adaptation, job.lease.id)
             led = (Adaptation.lead_id == lead.id) & Adaptation.state.in_(("queued", "running"))
             begun = {"state": "running", "started_at": now()}
             statement = update(Adaptation).where(led, Adaptation.state == "queued").values(begun)

@@ -4,18 +4,18 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from app.adaptations import service, waiting
 from app.adaptations.events import look
 from app.adaptations.schemas import AdaptationBody, Adaptations, CreatedAdaptations, NewAdaptation, NewAdaptations
 from app.auth import Caller, Principal, require
-from app.database import Database
 from app.dependencies import RequestDatabase
-from app.events import STREAM, LastEventId, answer, sequence_of
+from app.events import STREAM, LastEventId, answer
 from app.pagination import RequestPage
+from app.tables import Adaptation
 from app.transactions import RequestSession, TransactionalRoute, answer_after_commit
+from app.work import cancel_work, get_work
 
 router = APIRouter(prefix="/adaptations", tags=["adaptations"], route_class=TransactionalRoute)
 
@@ -65,13 +65,13 @@ def list_adaptations(session: RequestSession, page: RequestPage, _: Caller) -> A
 @router.get("/{adaptation_id}")
 def get_adaptation(adaptation_id: str, session: RequestSession, _: Caller) -> AdaptationBody:
     """One adaptation: state, and the result when it has ended."""
-    return AdaptationBody.of(service.get_adaptation(session, adaptation_id))
+    return AdaptationBody.of(get_work(session, Adaptation, adaptation_id))
 
 
 @router.post("/{adaptation_id}:cancel")
 def cancel_adaptation(adaptation_id: str, session: RequestSession, by: Adapter) -> AdaptationBody:
     """Cancel: a queued one ends at once, a running one within two seconds; one that is over is answered as it is."""
-    return AdaptationBody.of(service.cancel_adaptation(session, by, adaptation_id))
+    return AdaptationBody.of(cancel_work(session, by, Adaptation, adaptation_id))
 
 
 @router.get("/{adaptation_id}/events", response_class=StreamingResponse, responses=STREAM)
@@ -79,11 +79,4 @@ async def stream_adaptation_events(
     adaptation_id: str, request: Request, database: RequestDatabase, _: Caller, last_event_id: LastEventId = None
 ) -> StreamingResponse:
     """Server-sent events: `curve` with each point after `Last-Event-ID`, `state` at first and whenever it moves."""
-    after = sequence_of(last_event_id)
-    await run_in_threadpool(_require_adaptation, database, adaptation_id)
-    return answer(database, lambda session, after: look(session, adaptation_id, after), after, request.is_disconnected)
-
-
-def _require_adaptation(database: Database, adaptation_id: str) -> None:
-    with database.snapshot() as session:
-        service.get_adaptation(session, adaptation_id)
+    return await answer(request, database, Adaptation, adaptation_id, look, last_event_id)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from app import tables
-from app.runs.schemas import AsSent, RunError, Seed, State
 from app.tasks.schemas import TaskDefinition
-from app.validation import Schema, Whole
+from app.validation import AsSent, Schema, Whole
+from app.work import Seed, WorkBody, members_of
 from models.adaptation import InnerLoop
 from models.finetune import MethodConfig
 from models.policy import PolicyConfig
@@ -142,15 +141,13 @@ class AdaptationProgress(Schema):
     seconds: float = 0.0
 
 
-class AdaptationBody(Schema):
+class AdaptationBody(WorkBody):
     """An adaptation.
 
     ``before`` and ``curve`` are there from the first evaluation on; ``policy``, ``after`` and ``seconds`` once it has
     succeeded. ``start_policy`` is the policy that it went on from.
     """
 
-    id: str
-    state: State
     policy: str | None
     model: str | None
     version: int | None
@@ -166,20 +163,13 @@ class AdaptationBody(Schema):
     method: dict[str, Any]
     seed: int
     ttl_seconds: int | None
-    attempts: int
-    error: RunError | None
-    cancel_requested: bool
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
 
     @classmethod
     def of(cls, row: tables.Adaptation) -> AdaptationBody:
         """The wire form of a row."""
         result, progress = row.result or {}, dict(row.progress or {})
         return cls(
-            id=row.id,
-            state=row.state,  # type: ignore[arg-type]  # the table has the same constraint
+            **members_of(row),
             policy=row.policy_id,
             model=row.model,
             version=row.version,
@@ -195,12 +185,6 @@ class AdaptationBody(Schema):
             method=row.method,
             seed=row.seed,
             ttl_seconds=row.ttl_seconds,
-            attempts=row.attempt,
-            error=None if row.error is None else RunError(**row.error),
-            cancel_requested=row.cancel_requested_at is not None,
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
         )
 
 

@@ -14,7 +14,6 @@ from app.adaptations.schemas import NewAdaptation, NewAdaptations
 from app.auth import Principal, audit
 from app.database import new_id
 from app.errors import Invalid, NotFound
-from app.leases import request_cancellation
 from app.pagination import Page, paginate
 from app.policies.service import get_policy, learner_of
 from app.registry.service import resolve
@@ -62,29 +61,6 @@ def create_adaptations(session: Session, by: Principal, request: NewAdaptations)
     asked = [shared | {"task": task, "seed": request.seed + place} for place, task in enumerate(tasks)]
     references = [(task, f"/tasks/{place}") for place, task in enumerate(request.tasks)]
     return _create(session, by, request, references, asked)
-
-
-def cancel_adaptation(session: Session, by: Principal, adaptation_id: str) -> tables.Adaptation:
-    """End an adaptation: a queued one at once, a running one soon; one that is over stays as it is.
-
-    Raises:
-        NotFound: If there is none.
-    """
-    if request_cancellation(session, tables.Adaptation, adaptation_id):
-        audit(session, by, "adaptations.cancel", f"adaptations/{adaptation_id}")
-    return get_adaptation(session, adaptation_id)
-
-
-def get_adaptation(session: Session, adaptation_id: str) -> tables.Adaptation:
-    """The adaptation of that id.
-
-    Raises:
-        NotFound: If there is none.
-    """
-    adaptation = session.get(tables.Adaptation, adaptation_id)
-    if adaptation is None:
-        raise NotFound(f"there is no adaptation {adaptation_id!r}")
-    return adaptation
 
 
 def list_adaptations(session: Session, page: Page) -> tuple[list[tables.Adaptation], str | None]:

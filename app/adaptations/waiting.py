@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.adaptations.schemas import AdaptationBody
-from app.adaptations.service import get_adaptation
 from app.database import Database
-from app.runs.schemas import FINAL
+from app.tables import Adaptation
+from app.work import FINAL, get_work
 
 DEFAULT_S = 10
 """Seconds that a POST waits where the caller does not say."""
@@ -65,4 +65,4 @@ async def answer(database: Database, adaptation: AdaptationBody, seconds: float,
 
 def _look(database: Database, adaptation_id: str) -> AdaptationBody:
     with database.snapshot() as session:
-        return AdaptationBody.of(get_adaptation(session, adaptation_id))
+        return AdaptationBody.of(get_work(session, Adaptation, adaptation_id))

@@ -17,11 +17,12 @@ from app.database import now
 from app.errors import Corrupt
 from app.evaluations.report import render
 from app.evaluations.schemas import SCRATCH
-from app.evaluations.service import RESULT_FILE, get_evaluation
+from app.evaluations.service import RESULT_FILE
 from app.execution import Interrupted, Job
 from app.store import ArtefactStore
 from app.sweep import discard
 from app.tables import Evaluation, EvaluationFile
+from app.work import get_work
 from models.adaptation import AdaptationDiverged
 from models.checkpoint import code_version
 from models.evaluation import (
@@ -81,7 +82,7 @@ class _Execution:
 
         def claim(session: Session) -> tuple[Evaluation, list[Origin | None]]:
             job.lease.write(session)
-            row = get_evaluation(session, job.lease.id)
+            row = get_work(session, Evaluation, job.lease.id)
             origins = [
                 None
                 if each["kind"] == SCRATCH

@@ -10,8 +10,9 @@ from app.evaluations import service
 from app.evaluations.schemas import EvaluationBody, EvaluationFile, Evaluations, EvaluationSummary, NewEvaluation
 from app.files import serve_file
 from app.pagination import RequestPage
-from app.runs.schemas import State
+from app.tables import Evaluation
 from app.transactions import RequestSession, TransactionalRoute
+from app.work import State, cancel_work, get_work
 
 router = APIRouter(prefix="/evaluations", tags=["evaluations"], route_class=TransactionalRoute)
 
@@ -44,7 +45,7 @@ def list_evaluations(
 @router.get("/{evaluation_id}")
 def get_evaluation(evaluation_id: str, session: RequestSession, store: RequestStore, _: Caller) -> EvaluationBody:
     """One evaluation: state, verdict, and all results once it has succeeded."""
-    row = service.get_evaluation(session, evaluation_id)
+    row = get_work(session, Evaluation, evaluation_id)
     files = [EvaluationFile.model_validate(file) for file in service.list_files(session, evaluation_id)]
     return EvaluationBody.of(row, result=service.read_result(session, store, evaluation_id), files=files)
 
@@ -52,7 +53,7 @@ def get_evaluation(evaluation_id: str, session: RequestSession, store: RequestSt
 @router.post("/{evaluation_id}:cancel")
 def cancel_evaluation(evaluation_id: str, session: RequestSession, by: Writer) -> EvaluationSummary:
     """Cancel: a queued one ends at once, a running one within two seconds; one that is over is answered as it is."""
-    return EvaluationSummary.of(service.cancel_evaluation(session, by, evaluation_id))
+    return EvaluationSummary.of(cancel_work(session, by, Evaluation, evaluation_id))
 
 
 @router.head("/{evaluation_id}/{name}", include_in_schema=False)

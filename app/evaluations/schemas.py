@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from app import tables
 from app.adaptations.schemas import Method
-from app.runs.schemas import RunError, Seed, State, TaskSelection
+from app.runs.schemas import TaskSelection
 from app.tasks.schemas import Split
 from app.validation import Name, Number, Schema, Whole
+from app.work import Seed, WorkBody, members_of
 from models.adaptation import InnerLoop
 from models.statistics import Verdict
 
@@ -144,7 +144,7 @@ class EvaluationFile(Schema):
     size_bytes: int
 
 
-class EvaluationSummary(Schema):
+class EvaluationSummary(WorkBody):
     """An evaluation without its results.
 
     ``verdict`` is on the first subject against the second by the first method: whether the 95 % interval of the mean
@@ -153,40 +153,25 @@ class EvaluationSummary(Schema):
     tasks as the ids that they stood for: sent again it gives the same numbers.
     """
 
-    id: str
     name: str | None
-    state: State
     progress: EvaluationProgress
     verdict: Verdict | None
     leakage: list[Leak]
     warnings: list[str]
     protocol: dict[str, Any]
-    attempts: int
-    error: RunError | None
-    cancel_requested: bool
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
 
     @classmethod
     def of(cls, row: tables.Evaluation, **others: Any) -> Self:
         """The wire form of a row."""
         compared = row.verdicts is not None and len(row.protocol["subjects"]) > 1
         return cls(
-            id=row.id,
+            **members_of(row),
             name=row.name,
-            state=row.state,  # type: ignore[arg-type]  # the table has the same constraint
             progress=EvaluationProgress(**row.progress),
             verdict=row.verdicts[1] if compared else None,  # type: ignore[arg-type,index]  # the worker writes no other
             leakage=row.spec["leakage"],
             warnings=row.spec["warnings"],
             protocol=row.protocol,
-            attempts=row.attempt,
-            error=None if row.error is None else RunError(**row.error),
-            cancel_requested=row.cancel_requested_at is not None,
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
             **others,
         )
 

@@ -17,7 +17,6 @@ from app.database import new_id
 from app.errors import Conflict, Invalid, NotFound
 from app.evaluations.exposure import Exposure, exposure_of
 from app.evaluations.schemas import MULTITASK, SCRATCH, EvaluatedSubject, HeldOutTasks, NewEvaluation
-from app.leases import request_cancellation
 from app.pagination import Page, paginate
 from app.policies.service import get_policy, learner_of
 from app.registry.service import resolve
@@ -25,6 +24,7 @@ from app.runs.service import find_family, select_registered
 from app.store import ArtefactStore
 from app.tasks.service import definition_of
 from app.validation import pointer_to
+from app.work import get_work
 from models.adaptation import InnerLoop
 from models.checkpoint import learner_from_json, policy_to_json, to_json
 from models.learners import Learner
@@ -90,18 +90,6 @@ def create_evaluation(session: Session, by: Principal, request: NewEvaluation) -
     return row
 
 
-def get_evaluation(session: Session, evaluation_id: str) -> tables.Evaluation:
-    """The evaluation of that id.
-
-    Raises:
-        NotFound: If there is none.
-    """
-    row = session.get(tables.Evaluation, evaluation_id)
-    if row is None:
-        raise NotFound(f"there is no evaluation {evaluation_id!r}")
-    return row
-
-
 def list_evaluations(
     session: Session, page: Page, name: str | None, state: str | None
 ) -> tuple[list[tables.Evaluation], str | None]:
@@ -113,17 +101,6 @@ def list_evaluations(
         statement = statement.where(tables.Evaluation.state == state)
     filters = {"list": "evaluations", "name": name, "state": state}
     return paginate(session, statement, tables.Evaluation.id, page, filters, newest_first=True)
-
-
-def cancel_evaluation(session: Session, by: Principal, evaluation_id: str) -> tables.Evaluation:
-    """End an evaluation: a queued one at once, a running one soon; one that is over stays as it is.
-
-    Raises:
-        NotFound: If there is none.
-    """
-    if request_cancellation(session, tables.Evaluation, evaluation_id):
-        audit(session, by, "evaluations.cancel", f"evaluations/{evaluation_id}")
-    return get_evaluation(session, evaluation_id)
 
 
 def list_files(session: Session, evaluation_id: str) -> Sequence[tables.EvaluationFile]:
@@ -138,7 +115,7 @@ def get_file(session: Session, evaluation_id: str, name: str) -> tables.Evaluati
     Raises:
         NotFound: If there is no such evaluation, it has not succeeded, or it has no such file.
     """
-    state = get_evaluation(session, evaluation_id).state
+    state = get_work(session, tables.Evaluation, evaluation_id).state
     file = session.get(tables.EvaluationFile, (evaluation_id, name))
     if file is None:
         reason = f"has no file {name!r}" if state == "succeeded" else f"is {state}: it has files once it has succeeded"
@@ -171,7 +148,7 @@ def require_verdict(session: Session, evaluation_id: str, model: str, version: i
     """
     pointer = "/require_evaluation"
     try:
-        row = get_evaluation(session, evaluation_id)
+        row = get_work(session, tables.Evaluation, evaluation_id)
     except NotFound as error:
         raise Invalid(pointer, error.detail) from error
     wanted = f"{model}/{version}"

@@ -22,9 +22,10 @@ from app.database import now
 from app.errors import Corrupt, StorageFull
 from app.execution import Interrupted, Job
 from app.registry.service import publish_version
-from app.runs.service import get_run, list_checkpoints, training_of
+from app.runs.service import list_checkpoints, training_of
 from app.sweep import discard
 from app.tables import Checkpoint, Run, RunMetric
+from app.work import get_work
 from models.checkpoint import (
     MANIFEST_FILE,
     PARAMETERS_FILE,
@@ -56,7 +57,7 @@ def execute_run(job: Job) -> None:
     """
 
     def read(session: Session) -> tuple[Run, Training, list[Checkpoint]]:
-        run = get_run(session, job.lease.id)
+        run = get_work(session, Run, job.lease.id)
         return run, training_of(session, run), list(list_checkpoints(session, run.id))
 
     run, training, checkpoints = job.persist(read)

@@ -3,20 +3,20 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from app.auth import Caller, Principal, require
-from app.database import Database
 from app.dependencies import RequestDatabase, RequestStore
-from app.events import STREAM, LastEventId, answer, sequence_of
+from app.events import STREAM, LastEventId, answer
 from app.files import serve_file
 from app.pagination import RequestPage
 from app.runs import service
 from app.runs.events import look
-from app.runs.schemas import EvaluationTasks, Metric, Metrics, NewRun, RunBody, Runs, State
+from app.runs.schemas import EvaluationTasks, Metric, Metrics, NewRun, RunBody, Runs
+from app.tables import Run
 from app.tasks.schemas import TaskDefinition
 from app.transactions import RequestSession, TransactionalRoute
+from app.work import State, cancel_work, get_work
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=TransactionalRoute)
 
@@ -44,13 +44,13 @@ def list_runs(
 @router.get("/{run_id}")
 def get_run(run_id: str, session: RequestSession, _: Caller) -> RunBody:
     """One run: state, progress, newest metrics."""
-    return RunBody.of(service.get_run(session, run_id))
+    return RunBody.of(get_work(session, Run, run_id))
 
 
 @router.post("/{run_id}:cancel")
 def cancel_run(run_id: str, session: RequestSession, by: Writer) -> RunBody:
     """Cancel: a queued run ends at once, a running one within two seconds; one that is over is answered as it is."""
-    return RunBody.of(service.cancel_run(session, by, run_id))
+    return RunBody.of(cancel_work(session, by, Run, run_id))
 
 
 @router.get("/{run_id}/metrics")
@@ -73,9 +73,7 @@ async def stream_run_events(
     run_id: str, request: Request, database: RequestDatabase, _: Caller, last_event_id: LastEventId = None
 ) -> StreamingResponse:
     """Server-sent events: `metrics` after `Last-Event-ID`, `state` at first and at every change; ends with the run."""
-    after = sequence_of(last_event_id)
-    await run_in_threadpool(_require_run, database, run_id)
-    return answer(database, lambda session, after: look(session, run_id, after), after, request.is_disconnected)
+    return await answer(request, database, Run, run_id, look, last_event_id)
 
 
 @router.head("/{run_id}/files/checkpoint.safetensors", include_in_schema=False)
@@ -90,8 +88,3 @@ def get_run_checkpoint(
     """The newest state from which the run would resume. ETag is its sha256; Range is honoured."""
     checkpoint = service.newest_checkpoint(session, run_id)
     return serve_file(request, store, "checkpoint.safetensors", checkpoint.sha256, checkpoint.size_bytes)
-
-
-def _require_run(database: Database, run_id: str) -> None:
-    with database.snapshot() as session:
-        service.get_run(session, run_id)

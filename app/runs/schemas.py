@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from app import tables
 from app.tasks.schemas import LabelName, LabelValue, Split, TaskDefinition
-from app.validation import Name, Schema, Whole
+from app.validation import AsSent, Name, Schema, Whole
+from app.work import Seed, WorkBody, members_of
 from models.device import Device
 from models.learners import LearnerConfig, MAMLConfig
 from models.policy import PolicyConfig
 from models.presets import RECOMMENDED
 from models.training import Stop
-
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-"""Where long work stands; the last three are final."""
-
-FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
-"""States that work does not leave."""
-
-Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-"""Of all randomness: equal requests with equal seeds compute equal results."""
-
-
-def _as_sent(value: object, validate: ValidatorFunctionWrapHandler) -> object:
-    config = validate(value)
-    _require_same_kinds(value, config, ())
-    return config
-
-
-def _require_same_kinds(sent: object, taken: object, place: tuple[str | int, ...]) -> None:
-    """Refuse a text or a truth value that was taken for a number: the core's configs do not say so themselves."""
-    if isinstance(sent, dict) and dataclasses.is_dataclass(taken):
-        for member, value in sent.items():
-            _require_same_kinds(value, getattr(taken, member), (*place, member))
-    elif isinstance(sent, list) and isinstance(taken, tuple):
-        for index, (value, item) in enumerate(zip(sent, taken, strict=True)):
-            _require_same_kinds(value, item, (*place, index))
-    elif (isinstance(sent, str | bool) or isinstance(taken, bool)) and type(sent) is not type(taken):
-        wanted = "must be true or false" if isinstance(taken, bool) else "must be a number"
-        error = InitErrorDetails(type=PydanticCustomError("wrong_kind", wanted), loc=place, input=sent)
-        raise ValidationError.from_exception_data("config", [error])
-
-
-AsSent = WrapValidator(_as_sent)
-"""Makes pydantic take a core config's numbers, texts and truth values only for what they are."""
 
 
 def _named(learner: object) -> object:
@@ -204,27 +161,15 @@ class BestBody(Schema):
     held_out_return_after: float
 
 
-class RunError(Schema):
-    """Why work failed."""
-
-    type: str
-    detail: str
-
-
-class RunBody(Schema):
+class RunBody(WorkBody):
     """A run."""
 
-    id: str
-    state: State
     model: str
     version: int | None
     progress: Progress
     metrics: dict[str, float]
     best: BestBody | None
-    attempts: int
-    error: RunError | None
     stopped_by: str | None
-    cancel_requested: bool
     learner: dict[str, Any]
     policy: dict[str, Any]
     tasks: dict[str, Any]
@@ -232,26 +177,19 @@ class RunBody(Schema):
     evaluation: dict[str, Any] | None
     seed: int
     device: Device
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
 
     @classmethod
     def of(cls, row: tables.Run) -> RunBody:
         """The wire form of a row."""
         spec = row.spec
         return cls(
-            id=row.id,
-            state=row.state,  # type: ignore[arg-type]  # the table has the same constraint
+            **members_of(row),
             model=row.model,
             version=row.version,
             progress=Progress.model_validate(row),
             metrics=row.metrics,
             best=row.best,  # type: ignore[arg-type]  # pydantic makes it one
-            attempts=row.attempt,
-            error=None if row.error is None else RunError(**row.error),
             stopped_by=row.stopped_by,
-            cancel_requested=row.cancel_requested_at is not None,
             learner=spec["learner"],
             policy=spec["policy"],
             tasks=spec["tasks"],
@@ -259,9 +197,6 @@ class RunBody(Schema):
             evaluation=spec["evaluation"],
             seed=spec["seed"],
             device=spec.get("device", "auto"),  # a run of an earlier version says nothing of it
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
         )
 
 

@@ -12,12 +12,12 @@ from app import tables
 from app.auth import Principal, audit
 from app.database import exclusive, new_id
 from app.errors import Invalid, NotFound
-from app.leases import request_cancellation
 from app.pagination import Page, paginate
 from app.runs.schemas import NewRun, TaskSelection
 from app.tasks.schemas import Split
 from app.tasks.service import TASKS_LOCK, definition_of, family_of, select_tasks
 from app.validation import MAX_ERRORS, FieldError
+from app.work import get_work
 from models.device import Device
 from models.families import TaskFamily, define_family
 from models.tasks import TaskBatch
@@ -58,18 +58,6 @@ def create_run(session: Session, by: Principal, request: NewRun) -> tables.Run:
     return run
 
 
-def get_run(session: Session, run_id: str) -> tables.Run:
-    """The run of that id.
-
-    Raises:
-        NotFound: If there is none.
-    """
-    run = session.get(tables.Run, run_id)
-    if run is None:
-        raise NotFound(f"there is no run {run_id!r}")
-    return run
-
-
 def list_runs(
     session: Session, page: Page, state: str | None, model: str | None
 ) -> tuple[list[tables.Run], str | None]:
@@ -89,22 +77,11 @@ def list_metrics(session: Session, page: Page, run_id: str, after: int) -> tuple
     Raises:
         NotFound: If there is no such run.
     """
-    get_run(session, run_id)
+    get_work(session, tables.Run, run_id)
     metric = tables.RunMetric
     statement = select(metric).where(metric.run_id == run_id, metric.sequence > after)
     filters = {"list": "metrics", "run": run_id, "after": after}
     return paginate(session, statement, metric.sequence, page, filters)
-
-
-def cancel_run(session: Session, by: Principal, run_id: str) -> tables.Run:
-    """End a run: a queued one at once, a running one within two seconds; one that is over stays as it is.
-
-    Raises:
-        NotFound: If there is none.
-    """
-    if request_cancellation(session, tables.Run, run_id):
-        audit(session, by, "runs.cancel", f"runs/{run_id}")
-    return get_run(session, run_id)
 
 
 def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint:
@@ -113,7 +90,7 @@ def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint:
     Raises:
         NotFound: If there is no such run, or it has none yet.
     """
-    get_run(session, run_id)
+    get_work(session, tables.Run, run_id)
     checkpoint: tables.Checkpoint | None = session.scalars(_checkpoints(run_id).limit(1)).one_or_none()
     if checkpoint is None:
         raise NotFound(f"run {run_id!r} has no checkpoint yet")
@@ -148,7 +125,7 @@ def held_out_tasks(session: Session, run_id: str) -> tuple[TaskFamily, Split, in
     Raises:
         NotFound: If there is no such run, or it has no evaluation.
     """
-    request, family = _asked(get_run(session, run_id))
+    request, family = _asked(get_work(session, tables.Run, run_id))
     if request.evaluation is None or family is None:
         raise NotFound(f"run {run_id!r} has no evaluation on held-out tasks")
     return family, request.evaluation.split, request.seed, _held_out(request, family).tasks

@@ -11,10 +11,11 @@ from app.auth import OPERATOR
 from app.execution import Interrupter
 from app.preparation import prepare
 from app.runs.schemas import NewRun
-from app.runs.service import cancel_run, create_run
+from app.runs.service import create_run
 from app.settings import Settings
 from app.tables import Checkpoint, Run, RunMetric, TaskFamily, Version, VersionFile
 from app.tasks.service import create_family
+from app.work import cancel_work
 from app.worker import Worker
 from models.checkpoint import load_state, unpack
 from models.distributions import Uniform
@@ -330,7 +331,7 @@ def test_a_cancelled_run_ends_soon_and_keeps_its_last_state(database, worker):
     thread.start()
     wait_until(lambda: find(database, run_id).iterations > 0)
     with database.transaction() as session:
-        assert cancel_run(session, OPERATOR, run_id).state == "running"
+        assert cancel_work(session, OPERATOR, Run, run_id).state == "running"
     asked = time.monotonic()
     thread.join(30)
     assert time.monotonic() - asked < 2
