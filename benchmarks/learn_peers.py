@@ -73,7 +73,14 @@ PEERS = {
     "ppo": Peers(
         environment="CartPole-v1",
         goal=475.0,
-        config=PPOConfig(environment_steps=100_000, parallel_episodes=16, steps=16, epochs=10, learning_rate=3e-3),
+        config=PPOConfig(
+            environment_steps=100_000,
+            parallel_episodes=16,
+            steps=16,
+            epochs=10,
+            learning_rate=2e-3,
+            value_learning_rate=1e-2,
+        ),
         policy=PolicyConfig(hidden=(64, 64)),
         discount=0.98,
         theirs="PPO",

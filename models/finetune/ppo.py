@@ -41,10 +41,14 @@ class PPOConfig(FineTuneConfig):
     """Steps that each of the episodes takes in a round."""
 
     learning_rate: LearningRate = 1e-3
-    """Of Adam, for policy and critic."""
+    """Of Adam."""
+
+    value_learning_rate: LearningRate | None = None
+    """Of the critic's; null for `learning_rate`. Where returns are large, a critic that is to learn them soon needs
+    more than a policy bears."""
 
     schedule: Literal["linear", "constant"] = "linear"
-    """`linear`: `learning_rate` and `clip_ratio` fall to 0 along with the budget. `constant`: they do not."""
+    """`linear`: the rates and `clip_ratio` fall to 0 along with the budget. `constant`: they do not."""
 
     epochs: Annotated[int, Ge(1), Le(1000)] = 20
     """Passes through the steps of one round."""
@@ -137,7 +141,8 @@ class PPO(FineTuner[PPOConfig]):
         time = self.stream.time
         segment = self._act()
         batch = self._prepare(segment)
-        rate = self.scheduled(config.learning_rate, used).repeat(2, 1)
+        rates = config.learning_rate, config.value_learning_rate or config.learning_rate
+        rate = torch.cat([self.scheduled(each, used) for each in rates])
         clip = None if config.clip_ratio is None else self.scheduled(config.clip_ratio, used)
         active = None if config.kl_limit is None else torch.ones_like(rate, dtype=torch.bool)
         for epoch in range(config.epochs):

@@ -222,6 +222,17 @@ def test_a_new_policy_counts_what_it_sees_and_goes_on_counting_when_resumed(
     assert_same(again.policies(), last.policies())
 
 
+def test_a_critic_learns_at_a_rate_of_its_own() -> None:
+    still = PPOConfig(environment_steps=512, learning_rate=1e-12, evaluation_episodes=2)
+    before, after = (
+        all_progress(config, CARTPOLE)[-1].policies()
+        for config in (still, dataclasses.replace(still, value_learning_rate=1e-2))
+    )
+    for name, value in before.items():
+        moved = (after[name] - value).flatten(1).abs().amax(1)
+        assert ((moved > 0.1) if name.startswith("value.") else (moved < 1e-9)).all(), name
+
+
 def test_q_learning_starts_with_what_the_policy_says() -> None:
     policy = architecture(CARTPOLE)
     params = stack_params(policy.initialise(3), 3)
