@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
-from headstart_client.discovery import is_on_this_machine
+from headstart_client.discovery import find_key, is_on_this_machine
 from headstart_client.errors import (
     ConnectionFailed,
     FieldError,
@@ -68,16 +68,25 @@ class Transport:
             "User-Agent": f"headstart-client/{version('headstart-client')}",
             "Accept": "application/json",
         }
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
         self.url = url
         self.retry = retry
         self.timeout_s = timeout_s
-        self._has_key = key is not None
+        self._key = key
         # A service on this machine is never asked through a proxy, which would see the admin key.
         self._http = httpx.Client(
-            base_url=url, headers=headers, timeout=timeout_s, trust_env=not is_on_this_machine(url)
+            base_url=url,
+            headers=headers,
+            timeout=timeout_s,
+            auth=self._authorised,
+            trust_env=not is_on_this_machine(url),
         )
+
+    def _authorised(self, request: httpx.Request) -> httpx.Request:
+        # A service that is just starting writes its key: it is looked for until it is there.
+        self._key = self._key or find_key(self.url)
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
 
     def close(self) -> None:
         """Close every connection."""
@@ -208,7 +217,7 @@ class Transport:
         # An earlier try with this key is still worked on, and its answer will be ours. Other conflicts stay.
         if keyed and problem.status == 409 and problem.retry_after_s is not None:
             problem.transient = True
-        if problem.status == 401 and not self._has_key:
+        if problem.status == 401 and "Authorization" not in response.request.headers:
             problem.add_note(
                 "no key was found: give one (api_key, --key or HEADSTART_API_KEY), or, on the machine of the "
                 "service, start where its data is ./var or set HEADSTART_DATA to it"

@@ -3,7 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scripted_server import ScriptedServer, answer
 
+from headstart_client import Client
 from headstart_client.discovery import find_key, find_url
 
 
@@ -50,3 +52,13 @@ def test_a_given_key_comes_before_the_environment_and_that_before_the_file(
 
 def test_no_key_is_no_error() -> None:
     assert find_key(find_url()) is None
+
+
+def test_a_key_that_a_starting_service_writes_later_is_found_later(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script(answer({"tasks": []}), answer({"tasks": []}))
+    with Client(server.url) as client:
+        assert not list(client.tasks.list())
+        (tmp_path / "var").mkdir()
+        (tmp_path / "var" / "admin.key").write_text("hs_admin\n")
+        assert not list(client.tasks.list())
+    assert [request.headers.get("authorization") for request in server.requests] == [None, "Bearer hs_admin"]
