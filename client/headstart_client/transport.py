@@ -6,7 +6,7 @@ import copy
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -60,6 +60,28 @@ class Retry:
         return max(asked_s, random.uniform(ceiling_s / 2, ceiling_s))
 
 
+class _Key(httpx.Auth):
+    """The key in every request. Where there is none it is looked for until a service that is just starting wrote it."""
+
+    def __init__(self, url: httpx.URL, key: str | None) -> None:
+        self._url = url
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if not self._sign(request):
+            # It may have waited for the service, which answers once its key is written.
+            response = yield request
+            if response.status_code != 401 or not self._sign(request):
+                return
+        yield request
+
+    def _sign(self, request: httpx.Request) -> bool:
+        self._key = self._key or find_key(self._url)
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return self._key is not None
+
+
 class Transport:
     """One connection pool to one service; may be shared between threads."""
 
@@ -71,22 +93,14 @@ class Transport:
         self.url = url
         self.retry = retry
         self.timeout_s = timeout_s
-        self._key = key
         # A service on this machine is never asked through a proxy, which would see the admin key.
         self._http = httpx.Client(
             base_url=url,
             headers=headers,
             timeout=timeout_s,
-            auth=self._authorised,
+            auth=_Key(url, key),
             trust_env=not is_on_this_machine(url),
         )
-
-    def _authorised(self, request: httpx.Request) -> httpx.Request:
-        # A service that is just starting writes its key: it is looked for until it is there.
-        self._key = self._key or find_key(self.url)
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
 
     def close(self) -> None:
         """Close every connection."""

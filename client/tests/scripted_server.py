@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -56,13 +56,14 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.requests: list[Received] = []
-        self._answers: deque[Answer] = deque()
+        self._answers: deque[Answer | Callable[[], Answer]] = deque()
         self._over = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def script(self, *answers: Answer) -> None:
+    def script(self, *answers: Answer | Callable[[], Answer]) -> None:
+        """What to answer next; a function is called when its request is there."""
         self._answers.extend(answers)
 
     @property
@@ -90,6 +91,7 @@ class ScriptedServer:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 script.requests.append(Received(self.command, self.path, headers, body))
                 given = script._answers.popleft() if script._answers else problem(501, "no answer left")
+                given = given if isinstance(given, Answer) else given()
                 if given.cut != 0:
                     self.send_response(given.status)
                     for name, value in given.headers.items():

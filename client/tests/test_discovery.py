@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripted_server import ScriptedServer, answer
+from scripted_server import Answer, ScriptedServer, answer, problem
 
-from headstart_client import Client
+from headstart_client import Client, Unauthorised
 from headstart_client.discovery import find_key, find_url
 
 
@@ -55,10 +55,15 @@ def test_no_key_is_no_error() -> None:
 
 
 def test_a_key_that_a_starting_service_writes_later_is_found_later(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script(answer({"tasks": []}), answer({"tasks": []}))
-    with Client(server.url) as client:
-        assert not list(client.tasks.list())
+    def started() -> Answer:
         (tmp_path / "var").mkdir()
         (tmp_path / "var" / "admin.key").write_text("hs_admin\n")
+        return problem(401)
+
+    server.script(problem(401), started, answer({"tasks": []}))
+    with Client(server.url) as client:
+        with pytest.raises(Unauthorised) as caught:
+            list(client.tasks.list())
+        assert "no key was found" in caught.value.__notes__[0]
         assert not list(client.tasks.list())
-    assert [request.headers.get("authorization") for request in server.requests] == [None, "Bearer hs_admin"]
+    assert [request.headers.get("authorization") for request in server.requests] == [None, None, "Bearer hs_admin"]
