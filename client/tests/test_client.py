@@ -60,6 +60,26 @@ def test_a_reward_expression_is_wrapped(server: ScriptedServer, client: Client) 
     }
 
 
+def test_adaptations_of_one_request_are_waited_for_one_and_all(server: ScriptedServer, client: Client) -> None:
+    def named(id_: str, state: str) -> dict[str, object]:
+        return {**adaptation(state), "id": id_}
+
+    asked = [named(id_, "queued") for id_ in ("b1", "b2", "b3")]
+    now = [named("c1", "running"), named("b3", "succeeded"), named("b2", "running"), named("b1", "failed")]
+    server.script(
+        answer({"adaptations": asked}, 202),
+        answer(named("b3", "succeeded")),
+        answer({"adaptations": [*now, named("a9", "succeeded")], "next_page_token": "more"}),
+        answer(named("b2", "succeeded")),
+    )
+    done = client.adaptations.create_many("m", ["t1", "t2", "t3"])
+    assert [(each.id, each.state) for each in done] == [("b1", "failed"), ("b2", "succeeded"), ("b3", "succeeded")]
+    # Of three, one was asked for until it had ended, one more because the list has it unfinished; older ones are not
+    # looked through.
+    paths = [request.path.split("?")[0] for request in server.requests]
+    assert paths == ["/v1/adaptations:batchCreate", "/v1/adaptations/b3", "/v1/adaptations", "/v1/adaptations/b2"]
+
+
 def test_tasks_to_train_on_may_be_a_family_or_tasks(server: ScriptedServer, client: Client) -> None:
     server.script(*[answer(run("queued"), 202)] * 2)
     client.runs.create("m", tasks="cartpole-physics", stop={"seconds": 1}, seed=0)

@@ -44,7 +44,7 @@ class PPOConfig(FineTuneConfig):
     """Of Adam."""
 
     value_learning_rate: LearningRate | None = None
-    """Of the critic's; null for `learning_rate`. Where returns are large, a critic that is to learn them soon needs
+    """That of the critic; null for `learning_rate`. Where returns are large, a critic that is to learn them soon needs
     more than a policy bears."""
 
     schedule: Literal["linear", "constant"] = "linear"
