@@ -111,17 +111,19 @@ def _api(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -> int:
     import uvicorn
-    from uvicorn.config import WS_PROTOCOLS
 
     from app.main import create_app
+    from app.streaming import MAX_MESSAGE_BYTES
 
-    sansio = "websockets-sansio"
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
         access_log=access_log,
         server_header=False,
-        ws=sansio if sansio in WS_PROTOCOLS else "auto",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        # A small message costs more to compress than to send, and a large one may be larger than it seems.
+        ws_per_message_deflate=False,
         # Event streams have no end of their own.
         timeout_graceful_shutdown=3,
     )

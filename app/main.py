@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -13,8 +14,9 @@ import anyio
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from app.acting import Acting, describe
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
@@ -23,7 +25,7 @@ from app.dependencies import RequestDatabase
 from app.documentation import document_configs
 from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
 from app.evaluations.routes import router as evaluations_router
-from app.inference import Act, PolicyBank, describe, is_act
+from app.inference import PolicyBank
 from app.keys.routes import router as keys_router
 from app.policies.rollouts import Theatre
 from app.policies.routes import router as policies_router
@@ -32,6 +34,7 @@ from app.registry.routes import router as registry_router
 from app.runs.routes import router as runs_router
 from app.settings import Settings
 from app.store import ArtefactStore
+from app.streaming import Streaming
 from app.tasks.routes import router as tasks_router
 from app.transactions import purge_idempotency_keys
 from models.environments.bridge import configure
@@ -104,14 +107,17 @@ def is_ready(database: RequestDatabase) -> dict[str, bool]:
 
 
 class Application(FastAPI):
-    """The framework's application, except that `:act` is answered without the framework's layers."""
+    """The framework's application, except that acting is answered without the framework's layers."""
 
-    acting: ASGIApp
+    acting: Acting
+    streaming: Streaming
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if is_act(scope):
+        if Acting.answers(scope):
             await self.acting(scope, receive, send)
+        elif Streaming.answers(scope):
+            await self.streaming(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -122,19 +128,22 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings.database_url)
     keys = KeyRing(database)
     store = ArtefactStore(settings.artefacts)
-    bank = PolicyBank(database, store)
+    bank = PolicyBank(database, store, settings.hot_bytes)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Application) -> AsyncIterator[None]:
         await run_in_threadpool(prepare, database, settings)
         app.state.theatre = Theatre(database, store)
         # SQLite has one writer: more would only wait in threads.
         app.state.writers = anyio.Semaphore(4 if database.engine.dialect.name == "sqlite" else 16)
         stopping = asyncio.Event()
         chores = [
-            asyncio.create_task(_repeat(keys.refresh, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(partial(run_in_threadpool, keys.refresh), REFRESH_S, stopping)),
             asyncio.create_task(_repeat(bank.refresh, REFRESH_S, stopping)),
-            asyncio.create_task(_repeat(lambda: _purge(database), _PURGE_S, stopping)),
+            asyncio.create_task(_repeat(app.acting.arrivals.end_overdue, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(app.streaming.first.end_overdue, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(app.streaming.idle.end_overdue, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(partial(run_in_threadpool, _purge, database), _PURGE_S, stopping)),
         ]
         try:
             yield
@@ -168,8 +177,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
-    limited = BodyLimitMiddleware(Act(bank), settings.max_body_bytes)
-    app.acting = ProblemMiddleware(AuthenticationMiddleware(limited, keys))
+    app.streaming = Streaming(bank, keys, settings.max_in_flight)
+    app.acting = Acting(bank, keys, settings.max_body_bytes, settings.max_in_flight, settings.act_timeout)
     return app
 
 
@@ -189,12 +198,12 @@ def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-async def _repeat(chore: Callable[[], object], seconds: float, stopping: asyncio.Event) -> None:
+async def _repeat(chore: Callable[[], Awaitable[object]], seconds: float, stopping: asyncio.Event) -> None:
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), seconds)
             return
         try:
-            await run_in_threadpool(chore)
+            await chore()
         except Exception:
             logger.exception("a chore failed; it is tried again in %g s", seconds)
