@@ -65,7 +65,7 @@ class ActRequest(msgspec.Struct, forbid_unknown_fields=True):
 class ActResponse(msgspec.Struct):
     """An action for each observation, with its log-probability and the value of the observation."""
 
-    actions: list[Any]
+    actions: list[int | list[float]]
     log_probs: list[float]
     values: list[float]
     policy: str
@@ -266,7 +266,7 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
                 "summary": summary,
                 "description": "One action for each observation: the most likely one, or a sampled one where "
                 "`deterministic` is false; a `seed` makes sampling reproducible.",
-                "security": [{"API key": []}],
+                "security": [{"api_key": []}],
                 "parameters": [
                     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
                 ],
