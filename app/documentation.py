@@ -7,12 +7,14 @@ import functools
 import inspect
 import itertools
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 from app.validation import Schema
+from models.adaptation import InnerLoop
 from models.finetune import CONFIGS as METHODS
 from models.learners import CONFIGS as LEARNERS
 
@@ -85,10 +87,11 @@ _PROBLEM_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/component
 
 
 def complete(schema: dict[str, Any]) -> dict[str, Any]:
-    """Complete an OpenAPI document in place: examples, configs, problems, parameters."""
+    """Complete an OpenAPI document in place: examples, configs, problems, answers that may grow, parameters."""
     document_examples(schema)
     document_configs(schema)
     document_problems(schema)
+    open_answers(schema)
     for operation in operations(schema):
         for parameter in operation.get("parameters", ()):
             if parameter["in"] == "path" and parameter["name"] in PATH_PARAMETERS:
@@ -136,6 +139,26 @@ def document_problems(schema: dict[str, Any]) -> None:
             responses[status] = {"$ref": "#/components/responses/Problem"}
 
 
+def open_answers(schema: dict[str, Any]) -> None:
+    """Let answers have more members than an OpenAPI document knows, so that a new one breaks no client that checks.
+
+    What requests are made of stays closed: there an unknown member is an error.
+    """
+    components = schema["components"]["schemas"]
+    asked: set[str] = set()
+    found = _references([operation.get("requestBody") for operation in operations(schema)])
+    while new := found - asked:
+        asked |= new
+        found = _references([components[name] for name in new])
+    for name in components.keys() - asked:
+        if components[name].get("additionalProperties") is False:
+            del components[name]["additionalProperties"]
+
+
+def _references(part: object) -> set[str]:
+    return set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(part)))
+
+
 def document_configs(schema: dict[str, Any]) -> None:
     """Complete the core's configs in an OpenAPI document, and add a run with each learner to its examples.
 
@@ -143,9 +166,12 @@ def document_configs(schema: dict[str, Any]) -> None:
     said by the docstring of its module.
     """
     components = schema["components"]["schemas"]
-    for config in (*LEARNERS.values(), *METHODS.values()):
+    for config in (*LEARNERS.values(), *METHODS.values(), InnerLoop):
+        component = components[config.__name__]
         for name, text in ({"name": "Which one it is."} | field_docstrings(config)).items():
-            components[config.__name__]["properties"][name]["description"] = text
+            component["properties"][name]["description"] = text
+        # OpenAPI wants the member that tells configs apart to be required, though whoever omits it is understood.
+        component["required"] = ["name", *component.get("required", ())]
     for config in LEARNERS.values():
         components[config.__name__]["description"] = inspect.cleandoc(sys.modules[config.__module__].__doc__ or "")
     first = components["NewRun"]["examples"][0]

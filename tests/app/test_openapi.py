@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import COMMITTED, DOCUMENT
 from evaluating import adapt, train
 from fastapi import FastAPI
 from httpx import Client, Response
@@ -26,9 +27,6 @@ from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, pack
 from models.environments import ENVIRONMENTS
 from models.learners import CONFIGS, LEARNERS
 from models.policy import Policy, PolicyConfig
-
-COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
-DOCUMENT: dict[str, Any] = json.loads(COMMITTED.read_text())
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -131,10 +129,17 @@ def examples_of(content: dict[str, Any]) -> list[Any]:
     return list(resolve(content["schema"]).get("examples", []))
 
 
+CLOSED = {
+    name: {"additionalProperties": False} | schema if "properties" in schema else schema
+    for name, schema in DOCUMENT["components"]["schemas"].items()
+}
+"""The schemas without the leave that answers have to grow."""
+
+
 def faults(schema: dict[str, Any], value: object) -> list[str]:
-    """What about a value is against a schema of the document."""
+    """What about a value is against a schema of the document, or is not in it."""
     validator = Draft202012Validator(
-        schema | {"components": DOCUMENT["components"]}, format_checker=Draft202012Validator.FORMAT_CHECKER
+        schema | {"components": {"schemas": CLOSED}}, format_checker=Draft202012Validator.FORMAT_CHECKER
     )
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
@@ -160,6 +165,13 @@ def test_every_body_has_examples_that_are_valid(body: str) -> None:
     assert examples, "show what it looks like: json_schema_extra of its class"
     for example in examples:
         assert faults(BODIES[body]["schema"], example) == []
+
+
+def test_requests_are_closed_and_answers_may_grow() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    assert schemas["NewTask"]["additionalProperties"] is False
+    assert schemas["TaskDefinition"]["additionalProperties"] is False, "it is asked for and answered"
+    assert "additionalProperties" not in schemas["TaskBody"]
 
 
 def publish(app: FastAPI, model: str, learner: str) -> None:
