@@ -36,6 +36,7 @@ from app.errors import (
     problem_response,
 )
 from app.inference import MOST_TOGETHER, Hot, PolicyBank, together_limit
+from app.policies.examples import POLICY
 from app.validation import MAX_ERRORS, FieldError, pointer_to
 from models.runtime import Architecture, Array, Decision
 
@@ -464,7 +465,7 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-_ID = "0198c3a0-7b1e-7000-8000-000000000000"
+_ID = POLICY["id"]
 _ACT_EXAMPLES = (
     {"observations": [[0.01, 0.0, 0.02, 0.0]], "deterministic": True},
     {"actions": [1], "log_probs": [-0.21], "values": [88.1], "policy": _ID, "revision": 0},

@@ -159,7 +159,7 @@ class AuthenticationMiddleware:
 
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="API key", description="A key of this service: `hs_...`, see /v1/api-keys."
+    auto_error=False, scheme_name="api_key", description="A key of this service: `hs_...`, see /v1/api-keys."
 )
 
 

@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     worker.set_defaults(run=_worker)
     migrate = commands.add_parser("migrate", help="bring the database to this version's schema")
     migrate.set_defaults(run=_migrate)
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document of the HTTP API")
+    openapi.set_defaults(run=_openapi)
 
     keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="command")
     create = keys.add_parser("create", help="make a key and print it, this once")
@@ -158,6 +160,15 @@ def _migrate(settings: Settings, arguments: argparse.Namespace) -> int:
     del arguments
     configure_logging("migrate")
     migrate(settings.database_url)
+    return 0
+
+
+def _openapi(settings: Settings, arguments: argparse.Namespace) -> int:
+    from app.documentation import render
+    from app.main import create_app
+
+    del arguments
+    print(render(create_app(settings).openapi()), end="")
     return 0
 
 

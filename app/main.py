@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Any
 
 import anyio
 from fastapi import APIRouter, FastAPI
@@ -22,7 +21,7 @@ from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
 from app.database import Database
 from app.dependencies import RequestDatabase
-from app.documentation import document_configs
+from app.documentation import complete
 from app.errors import ProblemMiddleware, Unavailable, add_error_handlers
 from app.evaluations.routes import router as evaluations_router
 from app.inference import PolicyBank
@@ -54,49 +53,22 @@ ROUTERS = (
 
 _PURGE_S = 3600.0
 
-_PROBLEM: dict[str, Any] = {
-    "description": "A problem (RFC 9457)",
-    "content": {
-        "application/problem+json": {
-            "schema": {
-                "type": "object",
-                "required": ["type", "title", "status", "detail"],
-                "properties": {
-                    "type": {"type": "string", "format": "uri-reference"},
-                    "title": {"type": "string"},
-                    "status": {"type": "integer"},
-                    "detail": {"type": "string"},
-                    "errors": {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "required": ["pointer", "detail"],
-                            "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
-                        },
-                    },
-                },
-            },
-            "example": {
-                "type": "/problems/invalid",
-                "title": "The request is not valid",
-                "status": 422,
-                "detail": "/stop/seconds: must be greater than 0",
-                "errors": [{"pointer": "/stop/seconds", "detail": "must be greater than 0"}],
-            },
-        }
-    },
-}
-
 health = APIRouter(prefix="/v2/health", tags=["health"])
 
 
-@health.get("/live")
+@health.get("/live", responses={200: {"content": {"application/json": {"example": {"live": True}}}}})
 async def is_live() -> dict[str, bool]:
     """Whether the process answers at all."""
     return {"live": True}
 
 
-@health.get("/ready", responses={503: _PROBLEM})
+@health.get(
+    "/ready",
+    responses={
+        200: {"content": {"application/json": {"example": {"ready": True}}}},
+        503: {"description": "The database does not answer"},
+    },
+)
 def is_ready(database: RequestDatabase) -> dict[str, bool]:
     """Whether the process can do its work: its database answers."""
     try:
@@ -160,7 +132,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
-        responses={"4XX": _PROBLEM},
+        # Else the framework says what its own errors look like.
+        responses={"4XX": {}},
     )
     app.state.settings = settings
     app.state.database = database
@@ -172,7 +145,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health)
     add_error_handlers(app)
     openapi = app.openapi
-    app.openapi = lambda: _with_problems(document_configs(describe(openapi())))  # type: ignore[method-assign]
+    app.openapi = cache(lambda: complete(describe(openapi())))  # type: ignore[method-assign]
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys)
@@ -189,13 +162,6 @@ def _operation_id(route: APIRoute) -> str:
 def _purge(database: Database) -> None:
     with database.transaction() as session:
         purge_idempotency_keys(session)
-
-
-def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            operation["responses"].setdefault("4XX", _PROBLEM)
-    return schema
 
 
 async def _repeat(chore: Callable[[], Awaitable[object]], seconds: float, stopping: asyncio.Event) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from app.auth import Caller, Principal, require
 from app.errors import Invalid, NotFound
@@ -31,6 +31,8 @@ from models.types import InvalidValue
 router = APIRouter(route_class=TransactionalRoute)
 
 Writer = Annotated[Principal, Depends(require("tasks:write"))]
+FamilyName = Annotated[str, Path(description="Name of the family.")]
+TaskReference = Annotated[str, Path(description="Id or name of the task.")]
 
 
 @router.get("/environments", tags=["environments"])
@@ -49,7 +51,12 @@ def get_environment(environment_id: str, _: Caller) -> EnvironmentBody:
         raise NotFound(error.detail) from error
 
 
-@router.post("/task-families", status_code=201, tags=["task-families"])
+@router.post(
+    "/task-families",
+    status_code=201,
+    tags=["task-families"],
+    responses={200: {"model": FamilyBody, "description": "The same family stood already"}},
+)
 def create_task_family(body: NewFamily, session: RequestSession, by: Writer, response: Response) -> FamilyBody:
     """Register a family: 201; 200 where the same one stands, 409 where its name stands with another definition."""
     row, created = service.create_family(session, by, body.family())
@@ -66,19 +73,24 @@ def list_task_families(session: RequestSession, page: RequestPage, _: Caller) ->
 
 
 @router.get("/task-families/{name}", tags=["task-families"])
-def get_task_family(name: str, session: RequestSession, _: Caller) -> FamilyBody:
+def get_task_family(name: FamilyName, session: RequestSession, _: Caller) -> FamilyBody:
     """One family."""
     return FamilyBody.of(service.get_family(session, name))
 
 
 @router.post("/task-families/{name}:sample", tags=["task-families"])
-def sample_task_family(name: str, body: SampleRequest, session: RequestSession, by: Writer) -> Tasks:
+def sample_task_family(name: FamilyName, body: SampleRequest, session: RequestSession, by: Writer) -> Tasks:
     """Register tasks of a family. The same call gives the same tasks in the same order, however often."""
     rows = service.sample_tasks(session, by, name, body.split, body.seed, body.count)
     return Tasks(tasks=[TaskBody.of(row) for row in rows])
 
 
-@router.post("/tasks", status_code=201, tags=["tasks"])
+@router.post(
+    "/tasks",
+    status_code=201,
+    tags=["tasks"],
+    responses={200: {"model": TaskBody, "description": "The same task stood already"}},
+)
 def create_task(body: NewTask, session: RequestSession, by: Writer, response: Response) -> TaskBody:
     """Register a task: 201; 200 where the same one stands, 409 where its name stands with another definition."""
     [(row, created)] = service.register_tasks(session, by, [body.registration()], lambda _: "")
@@ -106,8 +118,8 @@ def list_tasks(
     session: RequestSession,
     page: RequestPage,
     _: Caller,
-    family: str | None = None,
-    split: Split | None = None,
+    family: Annotated[str | None, Query(description="Only tasks of this family.")] = None,
+    split: Annotated[Split | None, Query(description="Only tasks of this part of their family.")] = None,
     label: Annotated[list[str], Query(max_length=32, description="`name:value`; repeat for more.")] = [],  # noqa: B006
 ) -> TaskPage:
     """The tasks of a family, of a split, with all of these labels; oldest first."""
@@ -116,12 +128,12 @@ def list_tasks(
 
 
 @router.get("/tasks/{reference}", tags=["tasks"])
-def get_task(reference: str, session: RequestSession, _: Caller) -> TaskBody:
+def get_task(reference: TaskReference, session: RequestSession, _: Caller) -> TaskBody:
     """One task, by its id or name."""
     return TaskBody.of(service.get_task(session, reference))
 
 
 @router.delete("/tasks/{reference}", status_code=204, tags=["tasks"])
-def delete_task(reference: str, session: RequestSession, by: Writer) -> None:
+def delete_task(reference: TaskReference, session: RequestSession, by: Writer) -> None:
     """Hide a task: 409 while a run that is queued or running uses it."""
     service.delete_task(session, by, reference)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from app import tables
+from app.tasks.examples import ENVIRONMENT, FAMILY, NEW_FAMILY, NEW_TASK, TASK
 from app.tasks.service import Registration
 from app.validation import Name, Number, Schema, Whole
 from models.checkpoint import space_to_json, to_json
@@ -60,6 +61,8 @@ class ParameterBody(Schema):
 class EnvironmentBody(Schema):
     """An environment model, with what its tasks may set."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [ENVIRONMENT]})
+
     id: str
     title: str
     description: str
@@ -101,6 +104,10 @@ def _bound(value: float) -> float | None:
 class Environments(Schema):
     """A page of environments."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"environments": [ENVIRONMENT], "next_page_token": None}]}
+    )
+
     environments: list[EnvironmentBody]
     next_page_token: str | None
 
@@ -108,24 +115,7 @@ class Environments(Schema):
 class NewFamily(Schema):
     """A task family that is asked for; parameters that are left out take the environment's default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "cartpole-long",
-                    "environment": "CartPole-v1",
-                    "parameters": {
-                        "length": {"uniform": [0.25, 1.0]},
-                        "gravity": 9.8,
-                        "force_mag": {"choice": [10, -10]},
-                    },
-                    "reward": None,
-                    "discount": 0.99,
-                    "horizon": 200,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [NEW_FAMILY]})
 
     name: FamilyName
     environment: str
@@ -156,6 +146,8 @@ class Recommendation(Schema):
 class FamilyBody(Schema):
     """A task family."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [FAMILY]})
+
     name: str
     environment: str
     parameters: dict[str, Any]
@@ -185,6 +177,8 @@ class FamilyBody(Schema):
 class Families(Schema):
     """A page of task families."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"task_families": [FAMILY], "next_page_token": None}]})
+
     task_families: list[FamilyBody]
     next_page_token: str | None
 
@@ -212,23 +206,7 @@ class TaskDefinition(Schema):
 class NewTask(Schema):
     """A task that is asked for; parameters that are left out take the environment's default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "cartpole-long",
-                    "environment": "CartPole-v1",
-                    "parameters": {"length": 1.0},
-                    "reward": None,
-                    "discount": 0.99,
-                    "horizon": 200,
-                    "family": "cartpole-physics",
-                    "split": "train",
-                    "labels": {"pipeline": "nightly"},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [NEW_TASK]})
 
     name: Name | None = None
     environment: str
@@ -251,11 +229,15 @@ class NewTask(Schema):
 class NewTasks(Schema):
     """Tasks that are asked for together: all are registered, or none."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [NEW_TASK]}]})
+
     tasks: Annotated[list[NewTask], Field(min_length=1, max_length=1000)]
 
 
 class TaskBody(Schema):
     """A registered task. ``digest`` is the sha256 of what it is: definition, family and split."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [TASK]})
 
     id: str
     name: str
@@ -292,11 +274,15 @@ class TaskBody(Schema):
 class Tasks(Schema):
     """Tasks in the order in which they were asked for."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [TASK]}]})
+
     tasks: list[TaskBody]
 
 
 class TaskPage(Tasks):
     """A page of tasks."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [TASK], "next_page_token": None}]})
 
     next_page_token: str | None
 
