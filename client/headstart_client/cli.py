@@ -13,6 +13,7 @@ from typing import Any
 
 from headstart_client.client import Client
 from headstart_client.commands import add_commands
+from headstart_client.documents import DefinitionError
 from headstart_client.errors import (
     AdaptationFailed,
     ConnectionFailed,
@@ -37,6 +38,7 @@ exit codes:
   5    not finished in time; it goes on
   6    the verdict of an evaluation is not what --fail-unless asks for
   7    an evaluation has leakage: a subject was trained on held-out tasks
+  8    tasks apply: something stands against a definition, and nothing was changed
   130  interrupted with Ctrl-C
 
 environment:
@@ -128,7 +130,9 @@ def _run(args: argparse.Namespace) -> tuple[int, Any, str]:
 
 
 def _problem(title: str, error: Exception) -> dict[str, Any]:
-    return {"problem": {"title": title, "detail": str(error)}}
+    faults = error.faults if isinstance(error, DefinitionError) else ()
+    listed = {"errors": [fault.document() for fault in faults]} if faults else {}
+    return {"problem": {"title": title, "detail": str(error), **listed}}
 
 
 def _failed(code: int, error: Exception, document: Any) -> tuple[int, Any, str]:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from headstart_client.adaptation_commands import add_adaptations
+from headstart_client.apply_commands import add_apply
 from headstart_client.client import Client
 from headstart_client.evaluation_commands import add_evaluations
 from headstart_client.groups import Group, add_command, add_limit, limited
@@ -46,6 +47,7 @@ def _add_tasks(group: Group) -> None:
     made.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE")
     batch = group.verb("import", _import_tasks, "register many tasks; as often as you like")
     batch.add_argument("file", help="definitions, as .json or .jsonl; - for stdin")
+    add_apply(group)
     group.verb("delete", _delete_task, "hide a task").add_argument("task", help="id or name")
 
 
