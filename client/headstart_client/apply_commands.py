@@ -11,10 +11,9 @@ from headstart_client.applied import Applied, Finding
 from headstart_client.client import Client
 from headstart_client.definitions import Definition, Definitions, read_definitions
 from headstart_client.errors import Conflict, Problem
+from headstart_client.exit_codes import Exit
 from headstart_client.groups import Group
 from headstart_client.output import Output, table
-
-IN_CONFLICT = 8
 
 
 def add_apply(group: Group) -> None:
@@ -54,7 +53,7 @@ def _apply(client: Client, args: argparse.Namespace) -> Output:
     if not counts["conflict"]:
         return Output(document, text)
     note = f"headstart: {counts['conflict']} in conflict with what stands; nothing was changed"
-    return Output(document, text, IN_CONFLICT, (note,))
+    return Output(document, text, Exit.IN_CONFLICT, (note,))
 
 
 def _ask(client: Client, definitions: Definitions, dry_run: bool) -> Applied:

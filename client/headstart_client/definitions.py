@@ -10,12 +10,10 @@ from typing import Any
 
 from headstart_client.documents import DefinitionError, Fault, Node, read_documents
 from headstart_client.errors import FieldError, Problem
-from headstart_client.inputs import UsageError, read_text
+from headstart_client.inputs import SPLITS, UsageError, read_text
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What files of a folder are read."""
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

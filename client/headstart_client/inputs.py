@@ -9,6 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+SPLITS = ("train", "validation", "test")
+"""Parts of a task family."""
+
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+"""What work that the service does in the background can be in."""
+
 
 class UsageError(ValueError):
     """A command line or an input file that makes no sense, found before the service was asked."""
