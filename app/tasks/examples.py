@@ -130,3 +130,16 @@ TASK: dict[str, Any] = {
     "digest": "fdec78a3549f90cd4b9a76e3a4f4168161809f6eaa91ccd083a175107b39ca70",
     "created_at": "2026-11-23T06:48:29.805300Z",
 }
+
+APPLIED: dict[str, Any] = {
+    "applied": True,
+    "families": [
+        {
+            "name": FAMILY["name"],
+            "id": None,
+            "outcome": "unchanged",
+            "differences": [],
+        }
+    ],
+    "tasks": [{"name": TASK["name"], "id": TASK["id"], "outcome": "created", "differences": []}],
+}

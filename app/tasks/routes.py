@@ -1,14 +1,17 @@
 """Environments, task families and tasks over HTTP."""
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from app.auth import Caller, Principal, require
 from app.errors import Invalid, NotFound
 from app.pagination import RequestPage, paginate_names
-from app.tasks import service
+from app.tasks import applying, service
 from app.tasks.schemas import (
+    Applied,
+    Definitions,
     EnvironmentBody,
     Environments,
     Families,
@@ -29,6 +32,9 @@ from models.tasks import find_environment
 from models.types import InvalidValue
 
 router = APIRouter(route_class=TransactionalRoute)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Writer = Annotated[Principal, Depends(require("tasks:write"))]
 FamilyName = Annotated[str, Path(description="Name of the family.")]
@@ -102,15 +108,28 @@ def create_task(body: NewTask, session: RequestSession, by: Writer, response: Re
 @router.post("/tasks:batchCreate", tags=["tasks"])
 def create_tasks(body: NewTasks, session: RequestSession, by: Writer) -> Tasks:
     """Register up to 1000 tasks, all or none, and give them in the order in which they came."""
-    registrations, errors = [], []
-    for index, task in enumerate(body.tasks):
-        try:
-            registrations.append(task.registration())
-        except InvalidValue as error:
-            errors.append(FieldError(f"/tasks/{index}{error.pointer}", error.detail))
+    errors: list[FieldError] = []
+    registrations = _each("/tasks", body.tasks, NewTask.registration, errors)
     if errors:
         raise Invalid.all_of(errors[:MAX_ERRORS])
     return Tasks(tasks=[TaskBody.of(row) for row, _ in service.register_tasks(session, by, registrations)])
+
+
+@router.post("/tasks:apply", tags=["tasks"])
+def apply_definitions(body: Definitions, session: RequestSession, by: Writer) -> Applied:
+    """Make families and up to 10,000 tasks stand as they are defined, all or none; the answer says what each came to.
+
+    Applied again, everything is unchanged. Names and labels that are given must hold too: a task that stands under
+    another name, or without one of the labels, is a conflict. 409 where there is any, with what differs, and nothing
+    is created. With `dry_run` the same is done and undone: the answer is what would be, and conflicts are in it.
+    """
+    errors: list[FieldError] = []
+    families = _each("/families", body.families, NewFamily.family, errors)
+    tasks = _each("/tasks", body.tasks, NewTask.registration, errors)
+    if errors:
+        raise Invalid.all_of(errors[:MAX_ERRORS])
+    of_families, of_tasks = applying.apply_definitions(session, by, families, tasks, dry_run=body.dry_run)
+    return Applied.of(not body.dry_run, of_families, of_tasks)
 
 
 @router.get("/tasks", tags=["tasks"])
@@ -137,3 +156,14 @@ def get_task(reference: TaskReference, session: RequestSession, _: Caller) -> Ta
 def delete_task(reference: TaskReference, session: RequestSession, by: Writer) -> None:
     """Hide a task: 409 while a run that is queued or running uses it."""
     service.delete_task(session, by, reference)
+
+
+def _each(place: str, items: Sequence[T], check: Callable[[T], R], errors: list[FieldError]) -> list[R]:
+    """What the check gives for each item; what it refuses is added to the errors."""
+    found = []
+    for index, item in enumerate(items):
+        try:
+            found.append(check(item))
+        except InvalidValue as error:
+            errors.append(FieldError(f"{place}/{index}{error.pointer}", error.detail))
+    return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, Strict, StringConstraints
 
 from app import tables
-from app.tasks.examples import ENVIRONMENT, FAMILY, NEW_FAMILY, NEW_TASK, TASK
+from app.tasks.applying import Finding, Outcome
+from app.tasks.examples import APPLIED, ENVIRONMENT, FAMILY, NEW_FAMILY, NEW_TASK, TASK
 from app.tasks.service import Registration
 from app.validation import Name, Number, Schema, Whole
 from models.checkpoint import space_to_json, to_json
@@ -232,6 +234,67 @@ class NewTasks(Schema):
     model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [NEW_TASK]}]})
 
     tasks: Annotated[list[NewTask], Field(min_length=1, max_length=1000)]
+
+
+class Definitions(Schema):
+    """Families and tasks that are to stand as they are defined here, all or none; the tasks may be of the families."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "families": [
+                        {"name": "cartpole-long", "environment": "CartPole-v1", "parameters": {"length": 1.0}}
+                    ],
+                    "tasks": [{"name": "long", "environment": "CartPole-v1", "parameters": {"length": 1.0}}],
+                    "dry_run": True,
+                }
+            ]
+        }
+    )
+
+    families: Annotated[list[NewFamily], Field(default_factory=list, max_length=1000)]
+    tasks: Annotated[list[NewTask], Field(default_factory=list, max_length=10_000)]
+    dry_run: Annotated[bool, Strict()] = False
+
+
+class DifferenceBody(Schema):
+    """A member that does not stand as it is wanted: ``pointer`` to it within the definition, and both values."""
+
+    pointer: str
+    expected: Any
+    stands: Any
+
+
+class FindingBody(Schema):
+    """What one definition comes to: ``created``, ``unchanged``, or ``conflict`` with what differs.
+
+    ``name`` and ``id`` are those of what stands or would stand; a family, and a task that does not stand, has no id.
+    """
+
+    name: str
+    id: str | None
+    outcome: Outcome
+    differences: list[DifferenceBody]
+
+
+class Applied(Schema):
+    """What definitions come to, in the order in which they came; ``applied`` is false after a dry run."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [APPLIED]})
+
+    applied: bool
+    families: list[FindingBody]
+    tasks: list[FindingBody]
+
+    @classmethod
+    def of(cls, applied: bool, families: Sequence[Finding], tasks: Sequence[Finding]) -> Applied:
+        """The wire form of findings."""
+        return cls(
+            applied=applied,
+            families=[FindingBody.model_validate(each) for each in families],
+            tasks=[FindingBody.model_validate(each) for each in tasks],
+        )
 
 
 class TaskBody(Schema):

@@ -2,6 +2,7 @@
 
 from headstart_client.access import ApiKey
 from headstart_client.adaptations import Adaptation, AdaptationProgress, CurvePoint, Performance
+from headstart_client.applied import Applied, Difference, Finding
 from headstart_client.client import Client, Health
 from headstart_client.errors import (
     AdaptationFailed,
@@ -43,12 +44,14 @@ __all__ = [
     "Alias",
     "AliasEvent",
     "ApiKey",
+    "Applied",
     "BadRequest",
     "Best",
     "Client",
     "Conflict",
     "ConnectionFailed",
     "CurvePoint",
+    "Difference",
     "DigestMismatch",
     "Environment",
     "Episode",
@@ -60,6 +63,7 @@ __all__ = [
     "Failure",
     "FieldError",
     "File",
+    "Finding",
     "Forbidden",
     "HeadstartError",
     "Health",

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from headstart_client.applied import Applied
 from headstart_client.errors import FieldError, InvalidResponse, Problem
-from headstart_client.transport import Transport, segment
+from headstart_client.transport import Transport, json_of, segment
 from headstart_client.wire import Resource, parse, without_none
 
 LARGEST_BATCH = 1000
@@ -315,6 +316,33 @@ class Tasks:
                 raise _counted_from(problem, len(created)) from problem
             created += _tasks(answer)
         return created
+
+    def apply(
+        self,
+        tasks: Iterable[Mapping[str, object] | Task] = (),
+        families: Iterable[Mapping[str, object]] = (),
+        *,
+        dry_run: bool = False,
+    ) -> Applied:
+        """Make families and tasks stand as they are defined, all of them or none; again, it changes nothing.
+
+        Unlike :meth:`create`, a name and labels that a definition gives must be those that stand.
+
+        Args:
+            tasks: Definitions (arguments of :meth:`create` by name), or tasks as another service listed them; at
+                most 10,000.
+            families: Definitions (arguments of :meth:`Families.create` by name); the tasks may be theirs.
+            dry_run: Say what it would come to, conflicts included, and change nothing.
+
+        Raises:
+            Conflict: If anything stands against a definition; ``errors`` says what differs.
+            InvalidRequest: If a definition is wrong.
+        """
+        definitions = [t.definition() if isinstance(t, Task) else t for t in tasks]
+        body = {"families": list(families), "tasks": definitions, "dry_run": dry_run}
+        if dry_run:
+            return parse(Applied, json_of(self._transport.request("POST", "/v1/tasks:apply", body=body)))
+        return parse(Applied, self._transport.create("/v1/tasks:apply", body))
 
     def get(self, task: str) -> Task:
         """One task, by id or name."""
