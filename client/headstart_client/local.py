@@ -101,7 +101,6 @@ class LocalPolicy:
         if config["normalise_observations"]:
             scale = np.float32(1.0) / np.sqrt(tensors["observation.variance"] + np.float32(1e-8))
             self._normaliser = (tensors["observation.mean"], scale)
-        self._zeros = np.zeros(self.observation_size, np.float32)
         if architecture.bounds is not None:
             self._low, self._high = architecture.bounds
             self._half = np.float32(0.5) * (self._high - self._low)
@@ -162,8 +161,8 @@ class LocalPolicy:
             x = x[0]
         if x.shape[-1:] != (size,) or x.ndim > 2 or not len(x):
             raise ValueError(f"observations must be [B, {size}] or [{size}], not {list(np.shape(observations))}")
-        # Zero times a number is zero only of a finite one.
-        if x.dot(self._zeros) != 0.0 if x.ndim == 1 else not np.isfinite(x).all():
+        # Truth values are bytes, which are looked through in a third of the time that the method takes for a few.
+        if b"\0" in np.isfinite(x).tobytes():
             raise ValueError("an observation holds a NaN or an infinity")
         return x
 
@@ -194,7 +193,7 @@ class LocalPolicy:
             std = np.exp(log_std)
             log_prob = log_prob - np.add.reduce(log_std, -1)
         if rng is not None:
-            noise = rng.standard_normal(action.shape, dtype=np.float32)
+            noise: Any = rng.standard_normal(action.shape, dtype=np.float32)
             action = action + std * noise
             log_prob = log_prob - np.float32(0.5) * np.add.reduce(noise * noise, -1)
         if self._scaling == "clip":

@@ -180,8 +180,8 @@ class Versions:
         Args:
             reference: The version.
             to: The folder; made if need be.
-            files: Their names; those that the version lists where not given. ``policy.safetensors`` and ``policy.onnx``,
-                its bare initialisation as a policy, are made when they are asked for, and not listed.
+            files: Their names; those that the version lists where not given. ``policy.safetensors`` and
+                ``policy.onnx``, its bare initialisation as a policy, are made when they are asked for, and not listed.
 
         Raises:
             DigestMismatch: If a file is not what the registry says it is.
