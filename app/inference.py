@@ -20,21 +20,11 @@ from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
-from app.errors import Corrupt, HeadstartError, NotFound
+from app.errors import HeadstartError, NotFound
 from app.policies import service as policies
-from app.registry import service as registry
+from app.policies.export import read_bare
 from app.store import ArtefactStore
-from models.checkpoint import (
-    MANIFEST_FILE,
-    PARAMETERS_FILE,
-    InvalidArtefact,
-    check_params,
-    load_params,
-    numpy_params,
-    policy_from_json,
-    policy_to_json,
-    unpack,
-)
+from models.checkpoint import numpy_params, policy_to_json
 from models.policy import Policy
 from models.runtime import Architecture, Array, NumpyPolicy
 from models.types import Params, canonical_json
@@ -93,7 +83,7 @@ class Hot:
     Attributes:
         policy: To act with at once, on the event loop; what is to act elsewhere or later needs a copy of it.
         revision: Which of its revisions.
-        sha256: Of its parameters.
+        sha256: Of a policy's parameters; empty for a version, which never changes.
         expires_s: When it ends, in seconds since 1970.
         block: Where it lies in the bank; None of one that has no place there.
         slot: Of the block.
@@ -280,24 +270,15 @@ class PolicyBank:
         if isinstance(row, HeadstartError):
             return row
         try:
-            return self._fetch_version(name) if row is None else self._fetch_policy(row)
-        except InvalidArtefact as error:
-            return Corrupt(f"{name}: {error}")
+            if row is None:
+                model, _, number = name.partition("/")
+                with self._database.snapshot() as session:
+                    return _fetched(*read_bare(session, self._store, model, number), "", 0, float("inf"))
+            policy, params = policies.read_policy(self._store, row.id, row.spec, row.sha256)
         except HeadstartError as error:
             return error
-
-    def _fetch_policy(self, row: Any) -> _Fetched:
-        policy = policy_from_json(row.spec)
-        params = check_params(policy.shapes(), load_params(self._store.read(row.sha256)))
         expires_s = float("inf") if row.expires_at is None else row.expires_at.timestamp()
         return _fetched(policy, params, row.sha256, 0, expires_s)
-
-    def _fetch_version(self, name: str) -> _Fetched:
-        with self._database.snapshot() as session:
-            model, _, number = name.partition("/")
-            files = [registry.get_file(session, model, number, f) for f in (MANIFEST_FILE, PARAMETERS_FILE)]
-        artefact = unpack(*(self._store.read(file.sha256) for file in files))
-        return _fetched(artefact.policy, artefact.params, files[1].sha256, 0, float("inf"))
 
     def _look(self, names: Sequence[str]) -> dict[str, str]:
         digests: dict[str, str] = {}

@@ -135,15 +135,15 @@ class Architecture:
             arrays["log_std"] = params["log_std"]
         return {name: np.ascontiguousarray(arrays[name], np.float32) for name in self.layout}
 
-    def noise(self, generator: np.random.Generator, *shape: int) -> NDArray[Any]:
+    def noise(self, generator: np.random.Generator, *shape: int) -> Array:
         """What sampling so many actions needs, [*shape, A]: Gumbel noise for discrete actions, else standard normal."""
         if self.discrete:
-            return generator.gumbel(size=(*shape, self._head_size))
-        normal: NDArray[Any] = generator.standard_normal((*shape, *self.action_shape), np.float32)
+            return generator.gumbel(size=(*shape, self._head_size)).astype(np.float32)
+        normal: Array = generator.standard_normal((*shape, *self.action_shape), np.float32)
         return normal
 
     @np.errstate(over="ignore", invalid="ignore")
-    def decide(self, arrays: Arrays, observations: Array, noise: NDArray[Any] | None) -> Decision:
+    def decide(self, arrays: Arrays, observations: Array, noise: Array | None) -> Decision:
         """An action for each observation of P policies.
 
         Args:
@@ -178,7 +178,7 @@ class Architecture:
             normaliser = greatest + math.log(sum([math.exp(each - greatest) for each in head]))
             if generator is None:
                 return Decision(head.index(greatest), greatest - normaliser, value, None)
-            noisy = (np.array(head, np.float32) + self.noise(generator)).tolist()
+            noisy = [each - greatest + g for each, g in zip(head, self.noise(generator).tolist(), strict=True)]
             action = noisy.index(max(noisy))
             return Decision(action, head[action] - normaliser, value, None)
         (size,) = self.action_shape
@@ -194,17 +194,17 @@ class Architecture:
             log_prob -= 0.5 * sum([z * z for z in noise])
         return Decision(self._each_to_environment(head), log_prob, value, head)
 
-    def _gaussian(self, head: Array, arrays: Arrays, noise: NDArray[Any] | None) -> tuple[Array, Array]:
+    def _gaussian(self, head: Array, arrays: Arrays, noise: Array | None) -> tuple[Array, Array]:
         """Actions in policy units [P, M, A] and their log-probabilities [P, M]."""
         (size,) = self.action_shape
         if self._free:
             action, log_std = head, arrays["log_std"][:, None]
         else:
             action, log_std = head[..., :size], np.clip(head[..., size:], *LOG_STD_RANGE)
-        log_prob = np.broadcast_to(-log_std.sum(-1) - np.float32(0.5 * _LOG_2PI * size), head.shape[:-1])
+        log_prob: Array = np.broadcast_to(-log_std.sum(-1) - np.float32(0.5 * _LOG_2PI * size), head.shape[:-1])
         if noise is not None:
-            action = action + np.exp(log_std) * noise
-            log_prob = log_prob - np.float32(0.5) * (noise * noise).sum(-1)
+            action = np.add(action, np.exp(log_std) * noise, dtype=np.float32)
+            log_prob = np.subtract(log_prob, np.float32(0.5) * (noise * noise).sum(-1), dtype=np.float32)
         return action, log_prob
 
     def _to_environment(self, action: Array) -> Array:
@@ -310,10 +310,11 @@ def _affine(x: Array, layer: Array) -> Array:
     return result
 
 
-def _categorical(logits: Array, noise: NDArray[Any] | None) -> tuple[NDArray[np.int64], Array]:
+def _categorical(logits: Array, noise: Array | None) -> tuple[NDArray[np.int64], Array]:
     relative = logits - logits.max(-1, keepdims=True)
     log_normaliser = np.log(np.exp(relative).sum(-1))
     if noise is None:
         return logits.argmax(-1), -log_normaliser
-    action = (logits + noise).argmax(-1)
+    # Relative to the greatest, so that noise is not lost beside large logits.
+    action = (relative + noise).argmax(-1)
     return action, np.take_along_axis(relative, action[..., None], -1)[..., 0] - log_normaliser
