@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import types
 import typing
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ MAX_DEPTH = 64
 MAX_PATH_BYTES = 1024
 """Longest path: no name of this service comes near it."""
 
-S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 
 _WHOLE_NUMBER_DIGITS = 19
 _LARGE_BODY_BYTES = 64 * 1024
@@ -95,7 +96,7 @@ class JSONRequest(Request):
         return body
 
 
-def read_struct(decoder: msgspec.json.Decoder[S], body: bytes | str) -> S:
+def read_struct(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
     """A body by the quick reader, which holds numbers and nothing else in memory.
 
     Raises:
@@ -110,7 +111,7 @@ def read_struct(decoder: msgspec.json.Decoder[S], body: bytes | str) -> S:
         raise refusal(str(error), decoder.type) from error
 
 
-def refusal(message: str, struct: type[msgspec.Struct]) -> Invalid:
+def refusal(message: str, struct: type) -> Invalid:
     """The error for what the quick reader found: ``Expected `float`, got `str` - at `$.observations[0][2]```."""
     detail, _, place = message.partition(" - at ")
     path = [
@@ -125,11 +126,14 @@ def refusal(message: str, struct: type[msgspec.Struct]) -> Invalid:
     return Invalid(pointer_to(*path), detail)
 
 
-def _struct_at(struct: type[msgspec.Struct], path: list[str | int]) -> type[msgspec.Struct]:
+def _struct_at(struct: type, path: list[str | int]) -> type[msgspec.Struct]:
     """The struct whose members are at a place."""
     reached: Any = struct
     for part in path:
         reached = typing.get_type_hints(reached)[part] if isinstance(part, str) else typing.get_args(reached)[0]
+        if isinstance(reached, types.UnionType):
+            # What may be left out is a union with None.
+            reached = typing.get_args(reached)[0]
     found: type[msgspec.Struct] = reached
     return found
 
