@@ -1,8 +1,10 @@
 """Client of the Headstart meta-reinforcement-learning service."""
 
+from headstart_client._async.runs import AsyncRun
+from headstart_client._sync.runs import Run
 from headstart_client.access import ApiKey
 from headstart_client.adaptations import Adaptation, AdaptationProgress, CurvePoint, Performance
-from headstart_client.client import Client, Health
+from headstart_client.client import AsyncClient, Client
 from headstart_client.errors import (
     AdaptationFailed,
     BadRequest,
@@ -27,10 +29,11 @@ from headstart_client.errors import (
 )
 from headstart_client.evaluations import Evaluation, EvaluationProgress, Leak
 from headstart_client.events import Event
+from headstart_client.health import Health
 from headstart_client.policies import Action, Policy
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
 from headstart_client.rollouts import Episode, Rollout
-from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress, Run
+from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress
 from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
 from headstart_client.transport import Retry
 from headstart_client.wire import Failure, File
@@ -43,6 +46,8 @@ __all__ = [
     "Alias",
     "AliasEvent",
     "ApiKey",
+    "AsyncClient",
+    "AsyncRun",
     "BadRequest",
     "Best",
     "Client",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headstart_client.adaptations import Adaptation
     from headstart_client.evaluations import Evaluation
-    from headstart_client.runs import Run
+    from headstart_client.runs import RunRecord
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
@@ -51,7 +51,7 @@ class RunFailed(HeadstartError):
         run: The run as it ended; ``run.error`` says why.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunRecord) -> None:
         reason = f": {run.error.detail}" if run.error else ""
         super().__init__(f"run {run.id} {'was cancelled' if run.state == 'cancelled' else 'failed'}{reason}")
         self.run = run
