@@ -14,6 +14,7 @@ from headstart_client.errors import (
     EvaluationFailed,
     FieldError,
     Forbidden,
+    Gone,
     HeadstartError,
     InvalidRequest,
     InvalidResponse,
@@ -22,6 +23,7 @@ from headstart_client.errors import (
     Problem,
     RunFailed,
     ServiceFailed,
+    StreamClosed,
     Timeout,
     TooLarge,
     TooManyRequests,
@@ -30,7 +32,7 @@ from headstart_client.errors import (
 from headstart_client.evaluations import Evaluation, EvaluationProgress, Leak
 from headstart_client.events import Event
 from headstart_client.health import Health
-from headstart_client.policies import Action, Policy
+from headstart_client.policies import Action, Outcome, Policy
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
 from headstart_client.rollouts import Episode, Rollout
 from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress
@@ -66,6 +68,7 @@ __all__ = [
     "FieldError",
     "File",
     "Forbidden",
+    "Gone",
     "HeadstartError",
     "Health",
     "HeldOutReturns",
@@ -76,6 +79,7 @@ __all__ = [
     "Metric",
     "Model",
     "NotFound",
+    "Outcome",
     "Parameter",
     "Performance",
     "Policy",
@@ -87,6 +91,7 @@ __all__ = [
     "Run",
     "RunFailed",
     "ServiceFailed",
+    "StreamClosed",
     "Task",
     "TaskFamily",
     "Timeout",

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from headstart_client.adaptations import Adaptation
 from headstart_client.errors import HeadstartError, InvalidResponse
@@ -50,7 +50,7 @@ class Policy(Resource):
 
 @dataclass(frozen=True, eq=False)
 class Action:
-    """What a policy does, for ``B`` observations.
+    """What a policy does, for ``B`` observations: one may act in many places at once.
 
     Attributes:
         actions: [B] int64 where actions are discrete, else [B, A] float64 in environment units.
@@ -59,6 +59,9 @@ class Action:
             a critic.
         policy: Id of what acted.
         raw: The whole JSON object.
+        revision: Of the policy; it grows where an adaptation goes on from episodes that are brought to it.
+        policy_actions: [B, A], continuous actions as they were drawn, before scaling and clipping, where asked for.
+        event_id: What to tell the reward to, where the action was recorded: :meth:`Policies.reward`.
     """
 
     actions: NDArray[Any]
@@ -66,6 +69,26 @@ class Action:
     values: NDArray[np.float64] | None
     policy: str | None
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    revision: int | None = None
+    policy_actions: NDArray[np.float64] | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Resource):
+    """A recorded action and what came of it: an episode of one step.
+
+    Attributes:
+        event_id: Of the action.
+        adaptation: Id of the adaptation that learns from it.
+        policy: Id of what acted.
+        reward: In the task's reward units.
+    """
+
+    event_id: str
+    adaptation: str | None = None
+    policy: str | None = None
+    reward: float
 
 
 def policy_of(actor: str | Policy | Adaptation) -> str:
@@ -81,6 +104,12 @@ def policy_of(actor: str | Policy | Adaptation) -> str:
     return actor.policy
 
 
+def observation_batch(observations: ArrayLike) -> NDArray[np.float64]:
+    """Observations as [B, O]; one, [O], is a batch of one."""
+    batch = np.asarray(observations, dtype=np.float64)
+    return batch[None] if batch.ndim <= 1 else batch
+
+
 def read_action(answer: Any) -> Action:
     """What a service answered to observations.
 
@@ -89,11 +118,17 @@ def read_action(answer: Any) -> Action:
     """
     if not isinstance(answer, Mapping) or "actions" not in answer:
         raise InvalidResponse("the answer has no 'actions'")
-    values = answer.get("values")
     return Action(
         actions=np.asarray(answer["actions"]),
         log_probs=np.asarray(answer.get("log_probs", ()), dtype=np.float64),
-        values=None if values is None else np.asarray(values, dtype=np.float64),
+        values=_numbers(answer.get("values")),
         policy=answer.get("policy"),
         raw=answer,
+        revision=answer.get("revision"),
+        policy_actions=_numbers(answer.get("policy_actions")),
+        event_id=answer.get("event_id"),
     )
+
+
+def _numbers(values: Any) -> NDArray[np.float64] | None:
+    return None if values is None else np.asarray(values, dtype=np.float64)

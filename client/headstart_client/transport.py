@@ -25,6 +25,10 @@ from headstart_client.errors import (
 
 LONGEST_RETRY_AFTER_S = 60.0
 PATIENT_ATTEMPTS = 13
+NO_KEY = (
+    "no key was found: give one (api_key, --key or HEADSTART_API_KEY), or, on the machine of the "
+    "service, start where its data is ./var or set HEADSTART_DATA to it"
+)
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,7 @@ def refusal(response: httpx.Response, keyed: bool = False) -> Problem:
     if keyed and problem.status == 409 and problem.retry_after_s is not None:
         problem.transient = True
     if problem.status == 401 and "Authorization" not in response.request.headers:
-        problem.add_note(
-            "no key was found: give one (api_key, --key or HEADSTART_API_KEY), or, on the machine of the "
-            "service, start where its data is ./var or set HEADSTART_DATA to it"
-        )
+        problem.add_note(NO_KEY)
     return problem
 
 
@@ -151,17 +152,22 @@ def problem_of(response: httpx.Response) -> Problem:
         detail = f"redirected to {target}: use that address" if target and response.is_redirect else ""
         problem = problem_class(status)(status, title, detail or f"{response.url} answered {title}")
     else:
-        fields = [e for e in body.get("errors") or () if isinstance(e, Mapping)]
-        problem = problem_class(status)(
-            status,
-            str(body.get("title") or title),
-            str(body.get("detail") or ""),
-            tuple(FieldError(str(e.get("pointer", "")), str(e.get("detail", ""))) for e in fields),
-            str(body.get("type") or "about:blank"),
-            body,
-        )
+        problem = problem_from(body, status, title)
     problem.retry_after_s = retry_after_s(response.headers.get("retry-after"))
     return problem
+
+
+def problem_from(body: Mapping[str, Any], status: int, title: str) -> Problem:
+    """The exception for an object of problem+json; what it does not say is given."""
+    fields = [e for e in body.get("errors") or () if isinstance(e, Mapping)]
+    return problem_class(status)(
+        status,
+        str(body.get("title") or title),
+        str(body.get("detail") or ""),
+        tuple(FieldError(str(e.get("pointer", "")), str(e.get("detail", ""))) for e in fields),
+        str(body.get("type") or "about:blank"),
+        body,
+    )
 
 
 def retry_after_s(header: str | None) -> float | None:

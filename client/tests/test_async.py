@@ -6,23 +6,26 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from scripted_server import Answer, ScriptedServer, answer, problem
+from scripted_stream import Break, Close, Late, Refuse, ScriptedStream
 
 from headstart_client import (
     AdaptationFailed,
     AsyncClient,
     AsyncRun,
     ConnectionFailed,
+    Gone,
     Metric,
     NotFound,
     Retry,
     RunFailed,
     ServiceFailed,
+    StreamClosed,
     Timeout,
     TooManyRequests,
     Unauthorised,
@@ -265,3 +268,92 @@ async def test_a_transfer_that_breaks_off_is_continued(
     await client.runs.checkpoint("r1", tmp_path / "checkpoint")
     assert (tmp_path / "checkpoint").read_bytes() == body
     assert server.requests[1].headers["range"] == "bytes=4000-"
+
+
+@pytest.fixture
+def stream_server() -> Iterator[ScriptedStream]:
+    with ScriptedStream() as server:
+        yield server
+
+
+@pytest.fixture
+async def streaming(stream_server: ScriptedStream) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(stream_server.url, "hs_test", timeout_s=2, retry=Retry(first_s=0.001)) as client:
+        yield client
+
+
+async def test_a_stream_acts_one_at_a_time_and_ahead(stream_server: ScriptedStream, streaming: AsyncClient) -> None:
+    async with streaming.policies.stream("p1", deterministic=False) as stream:
+        action = await stream.act([[0.5, 1.0], [-0.5, 0.0]], episode_start=True, seed=7)
+        assert action.actions.tolist() == [1, 0]
+        for i in range(2000):
+            await stream.send([float(i)] * 200)
+        values = [(await stream.receive()).values for _ in range(2000)]
+    assert [float(each[0]) for each in values if each is not None] == [200.0 * i for i in range(2000)]
+    assert stream_server.messages[0]["seed"] == 7
+    assert stream_server.handshakes[0].headers["Authorization"] == "Bearer hs_test"
+
+
+async def test_one_task_sends_and_another_receives(stream_server: ScriptedStream, streaming: AsyncClient) -> None:
+    async with streaming.policies.stream("p1") as stream:
+        sent = asyncio.Semaphore(0)
+        values: list[float] = []
+
+        async def receive() -> None:
+            for _ in range(100):
+                await sent.acquire()
+                answered = (await stream.receive()).values
+                assert answered is not None
+                values.append(float(answered[0]))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(receive())
+            for i in range(100):
+                await stream.send([float(i)])
+                sent.release()
+    assert values == [*range(100)]
+    assert len(stream_server.messages) == 100
+
+
+async def test_an_act_that_is_cancelled_leaves_the_stream_usable(
+    stream_server: ScriptedStream, streaming: AsyncClient
+) -> None:
+    async with streaming.policies.stream("p1") as stream:
+        for _ in range(3):
+            stream_server.script(Late(0.1))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await stream.act([1.0])
+            assert (await stream.act([3.0])).values == pytest.approx([3.0])
+        stream_server.script(Late(0.1))
+        await stream.send([4.0])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await stream.receive()
+        assert (await stream.receive()).values == pytest.approx([4.0])
+
+
+async def test_opening_a_stream_is_tried_again_and_can_be_cancelled(
+    stream_server: ScriptedStream, streaming: AsyncClient
+) -> None:
+    stream_server.refuse(Refuse(503, {"Retry-After": "0"}))
+    stream_server.greet(Close(1013), Break(), Late(0.2))
+    stream = streaming.policies.stream("p1")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.15):
+            await stream.open()
+    with pytest.raises(StreamClosed, match="is closed"):
+        await stream.act([1.0])
+    async with stream:
+        assert (await stream.act([1.0])).actions.tolist() == [1]
+
+
+async def test_a_stream_that_ends_says_why(stream_server: ScriptedStream, streaming: AsyncClient) -> None:
+    stream_server.script(Close(4410, "it expired at noon"), Close(4408), Break())
+    for kind, words in ((Gone, "at noon"), (StreamClosed, "nothing was asked"), (StreamClosed, "broke")):
+        async with streaming.policies.stream("p1") as stream:
+            with pytest.raises(kind, match=words):
+                await stream.act([1.0])
+    async with AsyncClient("http://127.0.0.1:1", "k", retry=Retry(attempts=1)) as nobody:
+        with pytest.raises(ConnectionFailed, match="cannot reach"):
+            await nobody.policies.stream("p1").open()

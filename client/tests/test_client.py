@@ -242,6 +242,26 @@ def test_a_bare_version_acts_too(server: ScriptedServer, client: Client) -> None
     assert action.values is None
 
 
+def test_an_action_is_recorded_and_its_reward_told_later(server: ScriptedServer, client: Client) -> None:
+    acted = {"actions": [[0.5]], "log_probs": [-0.2], "values": [88.1], "policy": "p1", "revision": 2}
+    server.script(
+        answer({**acted, "event_id": "v1", "policy_actions": [[0.7]]}),
+        answer({"event_id": "v1", "adaptation": "a1", "policy": "p1", "reward": 1.0}),
+        answer(acted),
+    )
+    action = client.act("p1", [0.0], deterministic=False, revision=2, policy_actions=True, record=True)
+    assert (action.event_id, action.revision) == ("v1", 2)
+    assert action.policy_actions is not None
+    assert action.policy_actions.tolist() == [[0.7]]
+    outcome = client.policies.reward(action, 1.0)
+    assert (outcome.adaptation, outcome.reward) == ("a1", 1.0)
+    assert [request.path for request in server.requests] == ["/v1/policies/p1:act", "/v1/events/v1:reward"]
+    asked = {"deterministic": False, "revision": 2, "policy_actions": True, "record": True}
+    assert [request.json for request in server.requests] == [{"observations": [[0.0]], **asked}, {"reward": 1.0}]
+    with pytest.raises(ValueError, match="record=True"):
+        client.policies.reward(client.act("p1", [0.0]), 1.0)
+
+
 def test_an_observation_with_a_nan_is_not_sent(server: ScriptedServer, client: Client) -> None:
     with pytest.raises(ValueError, match="JSON"):
         client.act("p1", [float("nan")])

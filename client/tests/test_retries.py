@@ -38,6 +38,7 @@ CREATING: dict[str, tuple[Call, object]] = {
 REPEATED: dict[str, tuple[Call, object]] = {
     "act": (lambda c: c.act("p1", [0.0]), ACTIONS),
     "draw": (lambda c: c.act("p1", [0.0], deterministic=False, seed=1), ACTIONS),
+    "reward": (lambda c: c.policies.reward("v1", 1.0), {"event_id": "v1", "reward": 1.0}),
     "cancel run": (lambda c: c.runs.cancel("r1"), RUN),
     "cancel adaptation": (lambda c: c.adaptations.cancel("a1"), ADAPTATION),
     "cancel evaluation": (lambda c: c.evaluations.cancel("e1"), EVALUATION),
@@ -48,6 +49,7 @@ REPEATED: dict[str, tuple[Call, object]] = {
     "revoke": (lambda c: c.api_keys.revoke("k1"), {}),
 }
 ONCE: dict[str, Call] = {
+    "act and record": lambda c: c.act("p1", [0.0], deterministic=False, record=True),
     "roll back": lambda c: c.aliases.rollback("m", "champion"),
     "move under a condition": lambda c: c.aliases.set("m", "champion", 3, if_match='"7"'),
     "make a new one": lambda c: c.aliases.set("m", "champion", 3, only_new=True),

@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 from numpy.typing import ArrayLike
 
 from headstart_client._async.downloads import download
 from headstart_client._async.registry import AsyncVersions
+from headstart_client._async.streams import AsyncPolicyStream
 from headstart_client._async.transport import AsyncTransport
 from headstart_client.adaptations import Adaptation
-from headstart_client.policies import MEDIA_TYPES, ROLLOUT_S, VIDEO_S, Action, Policy, policy_of, read_action
+from headstart_client.policies import (
+    MEDIA_TYPES,
+    ROLLOUT_S,
+    VIDEO_S,
+    Action,
+    Outcome,
+    Policy,
+    observation_batch,
+    policy_of,
+    read_action,
+)
 from headstart_client.registry import Version
 from headstart_client.rollouts import Rollout, read_rollout
 from headstart_client.transport import json_of, segment
@@ -65,6 +75,9 @@ class AsyncPolicies:
         *,
         deterministic: bool = True,
         seed: int | None = None,
+        revision: int | None = None,
+        policy_actions: bool = False,
+        record: bool = False,
     ) -> Action:
         """Ask for actions; this is ``client.act``.
 
@@ -75,17 +88,56 @@ class AsyncPolicies:
             observations: [B, O], or [O] for one, in environment units.
             deterministic: The likeliest action (True) or one drawn from the policy's distribution.
             seed: Makes drawn actions repeatable.
+            revision: Of the policy, at least.
+            policy_actions: Whether to answer continuous actions as they were drawn, too.
+            record: Whether to remember the action, of one observation, until :meth:`reward` tells what came of it.
+                Sent once: where the answer is lost, so is the event.
 
         Raises:
+            Conflict: If there is nothing to record for: the policy is not one of an adaptation that is collecting.
             InvalidRequest: If an observation has the wrong size.
             ValueError: If an observation holds a NaN or an infinity.
         """
-        batch = np.asarray(observations, dtype=np.float64)
         body = without_none(
-            observations=batch[None] if batch.ndim <= 1 else batch, deterministic=deterministic, seed=seed
+            observations=observation_batch(observations),
+            deterministic=deterministic,
+            seed=seed,
+            revision=revision,
+            policy_actions=policy_actions or None,
+            record=record or None,
         )
-        response = await self._transport.request("POST", f"{await self._actor_path(actor)}:act", body=body)
-        return read_action(json_of(response))
+        path = f"{await self._actor_path(actor)}:act"
+        return read_action(json_of(await self._transport.request("POST", path, body=body, repeatable=not record)))
+
+    async def reward(self, event: str | Action, reward: float) -> Outcome:
+        """Tell what came of an action that was recorded; the same reward again changes nothing.
+
+        Args:
+            event: The action, or its ``event_id``.
+            reward: In the task's reward units.
+
+        Raises:
+            Conflict: If another reward was told before, or the adaptation is over.
+            Gone: If it comes too late.
+        """
+        name = event.event_id if isinstance(event, Action) else event
+        if name is None:
+            raise ValueError("this action was not recorded: act with record=True")
+        answer = await self._transport.request("POST", f"/v1/events/{segment(name)}:reward", body={"reward": reward})
+        return parse(Outcome, json_of(answer))
+
+    def stream(self, policy: str | Policy | Adaptation, *, deterministic: bool = True) -> AsyncPolicyStream:
+        """A connection on which a policy acts, one message an observation: what a control loop wants.
+
+        Args:
+            policy: The policy or its id, or the adaptation that yields it.
+            deterministic: The likeliest actions (True) or ones drawn from the policy's distribution, where a message
+                does not say.
+
+        Returns:
+            The stream, to be used in an ``async with`` statement.
+        """
+        return AsyncPolicyStream(self._transport, policy_of(policy), deterministic)
 
     async def rollout(
         self,
