@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,6 +33,19 @@ def serve_file(request: Request, store: ArtefactStore, name: str, sha256: str, s
         RangeNotSatisfiable: If the range starts after the end.
         Corrupt: If the stored bytes have another digest; wrong bytes are never sent.
     """
+    return _serve(request, name, sha256, size_bytes, partial(store.read, sha256))
+
+
+def serve_made(request: Request, name: str, content: bytes) -> Response:
+    """The answer to a GET or HEAD of a file that was made for it, as :func:`serve_file` gives it.
+
+    Raises:
+        RangeNotSatisfiable: As there.
+    """
+    return _serve(request, name, hashlib.sha256(content).hexdigest(), len(content), lambda: content)
+
+
+def _serve(request: Request, name: str, sha256: str, size_bytes: int, read: Callable[[], bytes]) -> Response:
     etag = f'"sha256-{sha256}"'
     headers = {
         "ETag": etag,
@@ -46,7 +62,7 @@ def serve_file(request: Request, store: ArtefactStore, name: str, sha256: str, s
     part = _part(request, etag, size_bytes)
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(size_bytes)})
-    content = store.read(sha256)
+    content = read()
     if part is None:
         return Response(content, headers=headers)
     headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"

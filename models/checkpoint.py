@@ -30,6 +30,9 @@ from models.types import Params, all_finite, canonical_json
 FORMAT = 1
 """Number of the manifest format; a reader refuses any other."""
 
+POLICY_FORMAT = "headstart-policy-1"
+"""Name and number of the format of a policy's file; a reader refuses any other."""
+
 PARAMETERS_FILE = "parameters.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -89,10 +92,20 @@ def metadata_of(data: bytes) -> dict[str, str]:
         InvalidArtefact: If the bytes are not safetensors.
     """
     try:
-        header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header, _ = _split(data)
     except ValueError as error:
         raise InvalidArtefact(f"not a safetensors file: {error}") from error
     return dict(header.get("__metadata__", {}))
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and tensors of safetensors bytes.
+
+    Raises:
+        ValueError: If the header is not JSON.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
 
 
 def to_json(config: object) -> dict[str, Any]:
@@ -138,6 +151,27 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
     }
+
+
+def save_policy(policy: Policy, params: Params) -> bytes:
+    """One policy as safetensors bytes that say what policy it is; the same policy gives the same bytes.
+
+    The header's ``__metadata__`` has ``format`` (:data:`POLICY_FORMAT`), ``policy`` (the canonical JSON of
+    :func:`policy_to_json`) and ``sha256``, of that text and then the tensors' bytes, so that a reader sees damage.
+
+    Args:
+        policy: The architecture.
+        params: One policy's tensors; others, such as a learner's rates, are left out.
+    """
+    plain = save_params({name: params[name].float() for name in policy.shapes()})
+    header, tensors = _split(plain)
+    spec = canonical_json(policy_to_json(policy))
+    digest = hashlib.sha256(spec.encode() + tensors).hexdigest()
+    header["__metadata__"] = {"format": POLICY_FORMAT, "policy": spec, "sha256": digest}
+    # The library writes metadata in an order that changes from call to call.
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + tensors
 
 
 def policy_from_json(data: Mapping[str, Any]) -> Policy:

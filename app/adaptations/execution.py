@@ -34,6 +34,7 @@ from models.checkpoint import (
     metadata_of,
     policy_to_json,
     save_params,
+    save_policy,
 )
 from models.finetune import MethodConfig, Progress, finetune
 from models.tasks import TaskBatch
@@ -205,7 +206,9 @@ class _Group:
         """Store the policies, then close all adaptations in one transaction."""
         spec = policy_to_json(self._learner.policy)
         files = [
-            self._job.store.put(save_params({name: value[place] for name, value in params.items()}))
+            self._job.store.put(
+                save_policy(self._learner.policy, {name: value[place] for name, value in params.items()})
+            )
             for place in range(len(self._rows))
         ]
         before = self._checkpoint

@@ -14,13 +14,13 @@ from starlette.concurrency import run_in_threadpool
 
 from app.adaptations.service import find_task, read_task, require_same_spaces
 from app.database import Database
-from app.errors import CannotDraw, Corrupt, Invalid, Unavailable
+from app.errors import CannotDraw, Invalid, Unavailable
 from app.policies import service
 from app.policies.schemas import EpisodeBody, RolloutBody, RolloutQuery
 from app.store import ArtefactStore
 from app.tables import Adaptation
 from models import film, random
-from models.checkpoint import InvalidArtefact, check_params, load_params, policy_from_json
+from models.checkpoint import policy_from_json
 from models.environments.bridge import EnvironmentFailed
 from models.policy import Policy
 from models.rollout import NonFiniteReward, collect
@@ -98,12 +98,8 @@ class Theatre:
             task, named = _task(session, entry, query.task)
             spec, sha256 = entry.policy.spec, entry.policy.sha256
         require_same_spaces(spec, f"policy {policy_id}", task, "/task")
-        policy = policy_from_json(spec)
-        _require_room(policy, task, query)
-        try:
-            params = check_params(policy.shapes(), load_params(self._store.read(sha256)))
-        except InvalidArtefact as error:
-            raise Corrupt(f"{policy_id}: {error}") from error
+        _require_room(policy_from_json(spec), task, query)
+        policy, params = service.read_policy(self._store, policy_id, spec, sha256)
         name = f"task {named}" if isinstance(named, str) else "the task"
         return _Play(policy, params, TaskBatch.of([task], names=[name]), named)
 

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestStore
-from app.files import serve_file
+from app.files import serve_file, serve_made
 from app.pagination import RequestPage
-from app.policies import service
+from app.policies import export, service
 from app.policies.rollouts import Theatre
 from app.policies.schemas import Policies, PolicyBody, Publication, RolloutBody, RolloutQuery
 from app.registry.schemas import VersionBody
@@ -106,6 +106,19 @@ def delete_policy(policy_id: str, session: RequestSession, by: Writer) -> None:
 def get_policy_file(
     policy_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
 ) -> Response:
-    """The policy's parameters. ETag is their sha256; If-None-Match, Range and If-Range are honoured."""
+    """The policy's parameters and what policy it is. ETag is the sha256; If-None-Match and Range are honoured."""
     policy = service.get_policy(session, policy_id).policy
     return serve_file(request, store, service.FILE_NAME, policy.sha256, policy.size_bytes)
+
+
+@router.head("/{policy_id}/files/policy.onnx", include_in_schema=False)
+@router.get(
+    "/{policy_id}/files/policy.onnx",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+)
+def get_policy_onnx(
+    policy_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+) -> Response:
+    """The whole policy as one ONNX graph, made when it is asked for; served as its parameters are."""
+    return serve_made(request, export.ONNX_FILE, export.policy_onnx(session, store, policy_id))

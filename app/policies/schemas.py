@@ -17,7 +17,8 @@ class PolicyBody(Schema):
     """A policy that an adaptation yielded.
 
     ``task`` is the id of the task it was adapted to, or the task's definition where it was never registered;
-    ``model`` and ``version`` are null where adapting began from scratch.
+    ``model`` and ``version`` are null where adapting began from scratch. ``files`` are those that are stored;
+    ``policy.onnx`` is made when it is asked for, and its digest is not known before.
     """
 
     id: str

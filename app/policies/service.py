@@ -13,13 +13,24 @@ from sqlalchemy.orm import Session
 
 from app.auth import Principal, audit
 from app.database import now
-from app.errors import NotFound
+from app.errors import Corrupt, NotFound
 from app.pagination import Page, paginate
 from app.registry.service import VersionEntry, find_version, get_file, get_version, publish_version
 from app.store import ArtefactStore
 from app.tables import Adaptation, Policy
-from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, learner_from_json, load_params, pack, policy_from_json
+from models.checkpoint import (
+    MANIFEST_FILE,
+    PARAMETERS_FILE,
+    InvalidArtefact,
+    check_params,
+    learner_from_json,
+    load_params,
+    pack,
+    policy_from_json,
+)
 from models.learners import MAML, Learner, MAMLConfig
+from models.policy import Policy as PolicyArchitecture
+from models.types import Params
 
 FILE_NAME = "policy.safetensors"
 """What the artefact of a policy's parameters is called."""
@@ -57,6 +68,27 @@ def load(session: Session, policy_id: str) -> tuple[dict[str, Any], str, datetim
     """
     policy = _find(session, policy_id)
     return policy.spec, policy.sha256, policy.expires_at
+
+
+def read_policy(
+    store: ArtefactStore, policy_id: str, spec: dict[str, Any], sha256: str
+) -> tuple[PolicyArchitecture, Params]:
+    """A policy's architecture and tensors.
+
+    Args:
+        store: Where its bytes are.
+        policy_id: What to call it.
+        spec: Of :func:`load`.
+        sha256: Of :func:`load`.
+
+    Raises:
+        Corrupt: If the bytes are not those that were stored, or not such a policy.
+    """
+    policy = policy_from_json(spec)
+    try:
+        return policy, check_params(policy.shapes(), load_params(store.read(sha256)))
+    except InvalidArtefact as error:
+        raise Corrupt(f"{policy_id}: {error}") from error
 
 
 def delete_policy(session: Session, by: Principal, policy_id: str) -> None:

@@ -6,8 +6,10 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestStore
-from app.files import serve_file
+from app.files import serve_file, serve_made
 from app.pagination import RequestPage
+from app.policies import export
+from app.policies.service import FILE_NAME
 from app.registry import aliases, service
 from app.registry.schemas import (
     AliasBody,
@@ -63,6 +65,33 @@ def get_version(model: str, version: str, session: RequestSession, _: Caller) ->
 def get_version_lineage(model: str, version: str, session: RequestSession, _: Caller) -> LineageBody:
     """Where a version comes from: run, tasks, learner, seed, code."""
     return LineageBody.of(service.get_lineage(session, model, version))
+
+
+# Before the files that are stored: the first path that fits is taken.
+@router.head("/{model}/versions/{version}/files/policy.onnx", include_in_schema=False)
+@router.get(
+    "/{model}/versions/{version}/files/policy.onnx",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+)
+def get_version_onnx(
+    model: str, version: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+) -> Response:
+    """The bare initialisation as one ONNX graph, made when it is asked for; served as other files are."""
+    return serve_made(request, export.ONNX_FILE, export.version_onnx(session, store, model, version))
+
+
+@router.head("/{model}/versions/{version}/files/policy.safetensors", include_in_schema=False)
+@router.get(
+    "/{model}/versions/{version}/files/policy.safetensors",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+)
+def get_version_policy(
+    model: str, version: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+) -> Response:
+    """The bare initialisation as a policy's file, made when it is asked for; served as other files are."""
+    return serve_made(request, FILE_NAME, export.version_policy(session, store, model, version))
 
 
 @router.head("/{model}/versions/{version}/files/{name}", include_in_schema=False)

@@ -46,7 +46,11 @@ class FileBody(Schema):
 
 
 class VersionBody(Schema):
-    """A version; ``run`` made it."""
+    """A version; ``run`` made it.
+
+    ``files`` are those that are stored; ``policy.safetensors`` and ``policy.onnx``, its bare initialisation as a
+    policy, are made when they are asked for, and their digests are not known before.
+    """
 
     model: str
     version: int

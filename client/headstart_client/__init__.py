@@ -32,7 +32,9 @@ from headstart_client.errors import (
 from headstart_client.evaluations import Evaluation, EvaluationProgress, Leak
 from headstart_client.events import Event
 from headstart_client.health import Health
+from headstart_client.local import LocalActions, LocalPolicy
 from headstart_client.policies import Action, Outcome, Policy
+from headstart_client.policy_file import InvalidPolicyFile
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
 from headstart_client.rollouts import Episode, Rollout
 from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress
@@ -72,10 +74,13 @@ __all__ = [
     "HeadstartError",
     "Health",
     "HeldOutReturns",
+    "InvalidPolicyFile",
     "InvalidRequest",
     "InvalidResponse",
     "Leak",
     "Lineage",
+    "LocalActions",
+    "LocalPolicy",
     "Metric",
     "Model",
     "NotFound",

@@ -11,6 +11,7 @@ from headstart_client.evaluation_commands import add_evaluations
 from headstart_client.groups import Group, add_command, add_limit, limited
 from headstart_client.inputs import numbers, pair, parameter_value, read_object, read_tasks
 from headstart_client.output import Output, fields, listing, record, table
+from headstart_client.pulling import add_pull
 from headstart_client.run_commands import add_runs
 from headstart_client.tasks import Task
 from headstart_client.wire import parse
@@ -24,6 +25,7 @@ def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
     _add_models(Group(parent, "models", "models, their versions and aliases", options))
     add_adaptations(parent, options)
     add_evaluations(parent, options)
+    add_pull(parent, options)
     _add_act(add_command(parent, "act", _act, "ask a policy for actions", options))
 
 

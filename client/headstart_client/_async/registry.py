@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,18 +59,26 @@ class AsyncVersions:
         """Where a version comes from."""
         return parse(Lineage, await self._transport.get(f"{await self.path(reference)}/lineage"))
 
-    async def download(self, reference: VersionReference, to: str | Path) -> list[Path]:
+    async def download(
+        self, reference: VersionReference, to: str | Path, *, files: Iterable[str] | None = None
+    ) -> list[Path]:
         """Download a version's files into the folder ``to``, checked; files that are there already are kept.
+
+        Args:
+            reference: The version.
+            to: The folder; made if need be.
+            files: Their names; those that the version lists where not given. ``policy.safetensors`` and
+                ``policy.onnx``, its bare initialisation as a policy, are made when they are asked for, and not listed.
 
         Raises:
             DigestMismatch: If a file is not what the registry says it is.
         """
         version = await self.get(reference)
         base = f"{await self.path(version)}/files"
+        listed = {file.name: file.sha256 for file in version.files}
         return [
-            await download(self._transport, f"{base}/{name}", Path(to, name), file.sha256)
-            for file in version.files
-            for name in [plain_name(file.name)]
+            await download(self._transport, f"{base}/{name}", Path(to, name), listed.get(name))
+            for name in map(plain_name, listed if files is None else files)
         ]
 
     async def path(self, reference: VersionReference) -> str:

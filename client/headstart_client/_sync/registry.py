@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,18 +60,26 @@ class Versions:
         """Where a version comes from."""
         return parse(Lineage, self._transport.get(f"{self.path(reference)}/lineage"))
 
-    def download(self, reference: VersionReference, to: str | Path) -> list[Path]:
+    def download(
+        self, reference: VersionReference, to: str | Path, *, files: Iterable[str] | None = None
+    ) -> list[Path]:
         """Download a version's files into the folder ``to``, checked; files that are there already are kept.
+
+        Args:
+            reference: The version.
+            to: The folder; made if need be.
+            files: Their names; those that the version lists where not given. ``policy.safetensors`` and
+                ``policy.onnx``, its bare initialisation as a policy, are made when they are asked for, and not listed.
 
         Raises:
             DigestMismatch: If a file is not what the registry says it is.
         """
         version = self.get(reference)
         base = f"{self.path(version)}/files"
+        listed = {file.name: file.sha256 for file in version.files}
         return [
-            download(self._transport, f"{base}/{name}", Path(to, name), file.sha256)
-            for file in version.files
-            for name in [plain_name(file.name)]
+            download(self._transport, f"{base}/{name}", Path(to, name), listed.get(name))
+            for name in map(plain_name, listed if files is None else files)
         ]
 
     def path(self, reference: VersionReference) -> str:
