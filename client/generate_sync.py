@@ -21,7 +21,7 @@ SOURCE, TARGET = PACKAGE / "_async", PACKAGE / "_sync"
 HEADER = "# Generated from headstart_client/_async/{name} by: python client/generate_sync.py\n"
 
 REPLACEMENTS = {
-    r"^ *await asyncio\.sleep\(0\)\n": "",
+    r"^( *#.*\n)* *await asyncio\.sleep\(0\)\n": "",
     r"\bawait asyncio\.to_thread\((\w+), ": r"\1(",
     r"\bAwaitable\[(\w+)\]": r"\1",
     r"\bAsyncGenerator\[(.+), None\]": r"Generator[\1, None, None]",

@@ -1,9 +1,21 @@
 """Client of the Headstart meta-reinforcement-learning service."""
 
+from headstart_client._async.remote import AsyncRemotePolicy
 from headstart_client._async.runs import AsyncRun
+from headstart_client._async.streams import AsyncPolicyStream
+from headstart_client._sync.remote import RemotePolicy
 from headstart_client._sync.runs import Run
+from headstart_client._sync.streams import PolicyStream
 from headstart_client.access import ApiKey
-from headstart_client.adaptations import Adaptation, AdaptationProgress, CurvePoint, Performance
+from headstart_client.adaptations import (
+    Adaptation,
+    AdaptationProgress,
+    Brought,
+    BroughtEpisode,
+    CurvePoint,
+    Performance,
+    Uploaded,
+)
 from headstart_client.client import AsyncClient, Client
 from headstart_client.errors import (
     AdaptationFailed,
@@ -36,6 +48,7 @@ from headstart_client.local import LocalActions, LocalPolicy
 from headstart_client.policies import Action, Outcome, Policy
 from headstart_client.policy_file import InvalidPolicyFile
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
+from headstart_client.remote import RemoteProgress
 from headstart_client.rollouts import Episode, Rollout
 from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress
 from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
@@ -51,9 +64,13 @@ __all__ = [
     "AliasEvent",
     "ApiKey",
     "AsyncClient",
+    "AsyncPolicyStream",
+    "AsyncRemotePolicy",
     "AsyncRun",
     "BadRequest",
     "Best",
+    "Brought",
+    "BroughtEpisode",
     "Client",
     "Conflict",
     "ConnectionFailed",
@@ -88,9 +105,12 @@ __all__ = [
     "Parameter",
     "Performance",
     "Policy",
+    "PolicyStream",
     "PreconditionFailed",
     "Problem",
     "Progress",
+    "RemotePolicy",
+    "RemoteProgress",
     "Retry",
     "Rollout",
     "Run",
@@ -103,5 +123,6 @@ __all__ = [
     "TooLarge",
     "TooManyRequests",
     "Unauthorised",
+    "Uploaded",
     "Version",
 ]

@@ -12,7 +12,7 @@ from headstart_client.errors import AdaptationFailed
 from headstart_client.events import FINISHED
 from headstart_client.registry import Version, VersionReference
 from headstart_client.tasks import Task
-from headstart_client.wire import Failure, Resource, without_none
+from headstart_client.wire import Failure, Resource, parse, without_none
 
 LONGEST_PREFER_S = 10.0
 COLLECTING = "collecting"
@@ -65,13 +65,41 @@ class AdaptationProgress(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Brought(Resource):
+    """What came in for an adaptation whose environment is with the client, and what was made of it.
+
+    Attributes:
+        episodes: Complete ones.
+        environment_steps: In those.
+        episodes_used: Of those, the ones that were learned from.
+        episodes_needed: That must still come before the next step, at least; 0 where one is due, or none is taken
+            any more.
+        environment_steps_needed: That those must have, at least.
+        steps_taken: Inner steps, or rounds of PPO.
+        off_policy: How far the policy that learned had moved from those that acted, in the newest step: the mean
+            divergence, in nats.
+    """
+
+    episodes: int = 0
+    environment_steps: int = 0
+    episodes_used: int = 0
+    episodes_needed: int = 0
+    environment_steps_needed: int = 0
+    steps_taken: int = 0
+    off_policy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adaptation(Resource):
     """One use of a version on one task.
 
     Attributes:
         id: Its unique id.
-        state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``.
-        policy: Id of the policy it yielded; ``None`` until it has succeeded.
+        state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``; ``collecting`` while it waits for
+            episodes of an environment that is with the client.
+        policy: Id of the policy it yielded; ``None`` until it has succeeded, but there at once where the environment is
+            with the client.
+        revision: Of that policy: how often it has changed.
         model: Name of the model it started from; ``None`` from scratch.
         version: Number of that model's version.
         start_policy: Id of the policy it went on from; ``None`` where it was a version's or a new one.
@@ -87,12 +115,14 @@ class Adaptation(Resource):
         cancel_requested: Whether somebody asked to cancel it.
         error: Why it failed.
         seed: Of all its randomness.
+        remote: What came in, where the environment is with the client.
         created_at: When it was asked for, UTC.
     """
 
     id: str
     state: str
     policy: str | None = None
+    revision: int = 0
     model: str | None = None
     version: int | None = None
     start_policy: str | None = None
@@ -108,12 +138,64 @@ class Adaptation(Resource):
     cancel_requested: bool = False
     error: Failure | None = None
     seed: int | None = None
+    remote: Brought | None = None
     created_at: datetime | None = None
 
     @property
     def finished(self) -> bool:
         """Whether it has ended, well or badly."""
         return self.state in FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploaded(Resource):
+    """What became of episodes that were brought to an adaptation.
+
+    Attributes:
+        accepted: Episodes, and pieces of some, that are new.
+        duplicates: Those that stood already.
+        adaptation: As it is now.
+    """
+
+    accepted: int
+    duplicates: int
+    adaptation: Adaptation
+
+
+@dataclass(frozen=True, kw_only=True)
+class BroughtEpisode(Resource):
+    """An episode that was brought to an adaptation.
+
+    Attributes:
+        id: That its client chose.
+        revision: Of the policy that acted in it.
+        steps: As many as are in.
+        episode_return: Undiscounted sum of their rewards.
+        terminated: Whether it ended in a terminal state.
+        truncated: Whether it was cut off.
+        complete: Whether all of it is in.
+        off_policy: How far the policy had moved when it was learned from, in nats.
+        used_in: The step that learned from it, from 1.
+        created_at: When its first piece came, UTC.
+    """
+
+    id: str
+    revision: int
+    steps: int
+    episode_return: float
+    terminated: bool = False
+    truncated: bool = False
+    complete: bool = False
+    off_policy: float | None = None
+    used_in: int | None = None
+    created_at: datetime | None = None
+
+
+def read_brought_episode(answer: object) -> BroughtEpisode:
+    """An item of the list of episodes."""
+    # What the service calls ``return`` cannot be an attribute's name.
+    renamed = {**answer, "episode_return": answer.get("return")} if isinstance(answer, Mapping) else answer
+    return parse(BroughtEpisode, renamed)
 
 
 def adaptation_request(

@@ -177,9 +177,9 @@ class Collector:
         return taken
 
     @property
-    def complete(self) -> int:
-        """Episodes that are complete and were not taken."""
-        return len(self._complete)
+    def complete(self) -> list[CollectedEpisode]:
+        """Episodes that are complete and were not taken, in the order in which they ended."""
+        return list(self._complete.values())
 
     def _next(self, episodes: int, environment_steps: int) -> int | None:
         number, steps = self._taken, 0

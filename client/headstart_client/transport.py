@@ -25,6 +25,7 @@ from headstart_client.errors import (
 
 LONGEST_RETRY_AFTER_S = 60.0
 PATIENT_ATTEMPTS = 13
+HASTE_S = 2.0
 NO_KEY = (
     "no key was found: give one (api_key, --key or HEADSTART_API_KEY), or, on the machine of the "
     "service, start where its data is ./var or set HEADSTART_DATA to it"

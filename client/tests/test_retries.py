@@ -39,6 +39,11 @@ REPEATED: dict[str, tuple[Call, object]] = {
     "act": (lambda c: c.act("p1", [0.0]), ACTIONS),
     "draw": (lambda c: c.act("p1", [0.0], deterministic=False, seed=1), ACTIONS),
     "reward": (lambda c: c.policies.reward("v1", 1.0), {"event_id": "v1", "reward": 1.0}),
+    "bring": (
+        lambda c: c.adaptations.upload("a1", [{"id": "e1"}]),
+        {"accepted": 1, "duplicates": 0, "adaptation": ADAPTATION},
+    ),
+    "finish": (lambda c: c.adaptations.finish("a1"), ADAPTATION),
     "cancel run": (lambda c: c.runs.cancel("r1"), RUN),
     "cancel adaptation": (lambda c: c.adaptations.cancel("a1"), ADAPTATION),
     "cancel evaluation": (lambda c: c.evaluations.cancel("e1"), EVALUATION),

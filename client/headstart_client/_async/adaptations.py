@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from headstart_client._async.downloads import write_body
 from headstart_client._async.events import stream_events
 from headstart_client._async.transport import AsyncTransport
 from headstart_client._async.waiting import poll
@@ -14,8 +16,11 @@ from headstart_client.adaptations import (
     LONGEST_PREFER_S,
     POLL_S,
     Adaptation,
+    BroughtEpisode,
+    Uploaded,
     adaptation_request,
     left_s,
+    read_brought_episode,
     succeeded,
     task_reference,
 )
@@ -127,17 +132,75 @@ class AsyncAdaptations:
 
     async def cancel(self, adaptation: str | Adaptation) -> Adaptation:
         """Ask an adaptation to stop; a queued one never starts."""
-        answer = await self._transport.request("POST", f"/v1/adaptations/{segment(id_of(adaptation))}:cancel")
+        answer = await self._transport.request("POST", f"{_path(adaptation)}:cancel")
         return parse(Adaptation, json_of(answer))
+
+    async def upload(
+        self, adaptation: str | Adaptation, episodes: Sequence[Mapping[str, Any]], *, wait_s: float = 0.0
+    ) -> Uploaded:
+        """Bring episodes to an adaptation whose environment is with the client; ``client.adapt`` does so by itself.
+
+        They may come from many places at once, in any order, in pieces, and more than once.
+
+        Args:
+            adaptation: The adaptation, or its id.
+            episodes: Objects with ``id`` (chosen by you), ``revision``, ``observations`` (one more than steps),
+                ``actions``, ``rewards``, ``log_probs``, ``policy_actions`` (of continuous actions), ``terminated``,
+                ``truncated``, and ``offset`` for a piece that starts later than its episode.
+            wait_s: How long to wait for a step that is due, in seconds, 60 at most.
+
+        Raises:
+            Conflict: If one of them stands with other content, or the adaptation is over; then none is stored.
+            InvalidRequest: If something in one is wrong; then none is stored.
+        """
+        path = f"{_path(adaptation)}/episodes"
+        headers = {"Prefer": f"wait={int(wait_s)}"}
+        # By their ids, the same episodes again change nothing.
+        answer = await self._transport.request(
+            "POST", path, body={"episodes": list(episodes)}, headers=headers, answer_within_s=wait_s
+        )
+        return parse(Uploaded, json_of(answer))
+
+    async def finish(self, adaptation: str | Adaptation, timeout_s: float | None = None) -> Adaptation:
+        """Close an adaptation whose environment is with the client, once the step that is due is taken.
+
+        Raises:
+            AdaptationFailed: If it failed or was cancelled.
+            Timeout: If the time, in seconds, is over; it is finished later.
+        """
+        prefer_s = LONGEST_PREFER_S if timeout_s is None else min(LONGEST_PREFER_S, timeout_s)
+        answer = await self._transport.request(
+            "POST",
+            f"{_path(adaptation)}:finish",
+            headers={"Prefer": f"wait={int(prefer_s)}"},
+            answer_within_s=prefer_s,
+        )
+        found = parse(Adaptation, json_of(answer))
+        if found.finished:
+            return succeeded(found)
+        return await self.wait(found, None if timeout_s is None else max(0.0, timeout_s - prefer_s))
+
+    def episodes(self, adaptation: str | Adaptation) -> AsyncIterator[BroughtEpisode]:
+        """What is known of the episodes that were brought, in the order in which they came."""
+        items = self._transport.items(f"{_path(adaptation)}/episodes", "episodes")
+        return (read_brought_episode(item) async for item in items)
+
+    async def download_episodes(self, adaptation: str | Adaptation, to: str | Path) -> Path:
+        """Write the episodes that were brought to the file ``to``, each a line that can be uploaded again."""
+        path = Path(to)
+        part = path.with_name(path.name + ".part")
+        headers = {"Accept": "application/jsonl"}
+        async with self._transport.stream(f"{_path(adaptation)}/episodes?format=jsonl", headers) as response:
+            await write_body(response, part)
+        return part.replace(path)
 
     def events(self, adaptation: str | Adaptation, *, after: str | int | None = None) -> AsyncGenerator[Event, None]:
         """What happens to an adaptation, as it happens, until it has ended: ``curve`` and ``state`` events."""
-        path = f"/v1/adaptations/{segment(id_of(adaptation))}/events"
-        return stream_events(self._transport, path, None if after is None else str(after))
+        return stream_events(self._transport, f"{_path(adaptation)}/events", None if after is None else str(after))
 
     async def get(self, adaptation: str | Adaptation) -> Adaptation:
         """An adaptation as it is now."""
-        return parse(Adaptation, await self._transport.get(f"/v1/adaptations/{segment(id_of(adaptation))}"))
+        return parse(Adaptation, await self._transport.get(_path(adaptation)))
 
     def list(self) -> AsyncIterator[Adaptation]:
         """Every adaptation, fetched as they are iterated over."""
@@ -176,3 +239,7 @@ class AsyncAdaptations:
             return found
 
         return await poll(look, lambda now: now.finished, f"adaptation {id_of(adaptation)}", timeout_s, POLL_S)
+
+
+def _path(adaptation: str | Adaptation) -> str:
+    return f"/v1/adaptations/{segment(id_of(adaptation))}"

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, overload
 
 from headstart_client._async.access import AsyncApiKeys
 from headstart_client._async.adaptations import AsyncAdaptations
 from headstart_client._async.evaluations import AsyncEvaluations
 from headstart_client._async.policies import AsyncPolicies
 from headstart_client._async.registry import AsyncAliases, AsyncModels, AsyncVersions
+from headstart_client._async.remote import AsyncRemoteAdaptations, AsyncRemotePolicy
 from headstart_client._async.runs import AsyncRuns
 from headstart_client._async.tasks import AsyncEnvironments, AsyncFamilies, AsyncTasks
 from headstart_client._async.transport import AsyncTransport
+from headstart_client.adaptations import Adaptation
 from headstart_client.discovery import find_key, find_url
 from headstart_client.errors import ConnectionFailed, Problem
 from headstart_client.health import Health
+from headstart_client.registry import VersionReference
+from headstart_client.remote import ShowRemote
+from headstart_client.stepping import GymEnvironment
+from headstart_client.tasks import Task
 from headstart_client.transport import Retry
 
 
@@ -41,7 +48,6 @@ class AsyncClient:
         policies: What acts.
         evaluations: What versions and policies are worth on tasks that they have not seen.
         api_keys: Who may do what.
-        adapt: Adapt a model to a task: :meth:`AsyncAdaptations.create`.
         evaluate: Measure versions and policies: :meth:`AsyncEvaluations.create`.
         act: Ask for actions: :meth:`AsyncPolicies.act`.
 
@@ -71,7 +77,6 @@ class AsyncClient:
         self.policies = AsyncPolicies(transport, self.versions)
         self.evaluations = AsyncEvaluations(transport)
         self.api_keys = AsyncApiKeys(transport)
-        self.adapt = self.adaptations.create
         self.evaluate = self.evaluations.create
         self.act = self.policies.act
 
@@ -86,6 +91,57 @@ class AsyncClient:
     async def close(self) -> None:
         """Close every connection."""
         await self._transport.close()
+
+    @overload
+    async def adapt(
+        self,
+        model: VersionReference | None,
+        task: str | Task | Mapping[str, Any],
+        *,
+        method: str | Mapping[str, Any] = "inner-loop",
+        seed: int | None = None,
+        ttl_seconds: int | None = None,
+        policy: str | Mapping[str, Any] | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        **hyperparameters: Any,
+    ) -> Adaptation: ...
+
+    @overload
+    async def adapt(
+        self,
+        model: VersionReference | None,
+        task: GymEnvironment,
+        *,
+        method: str | Mapping[str, Any] = "inner-loop",
+        discount: float = 0.99,
+        horizon: int | None = None,
+        seed: int | None = None,
+        ttl_seconds: int | None = None,
+        policy: str | Mapping[str, Any] | None = None,
+        local: bool = False,
+        evaluation_episodes: int = 0,
+        progress: bool | ShowRemote | None = None,
+        **hyperparameters: Any,
+    ) -> AsyncRemotePolicy: ...
+
+    async def adapt(
+        self, model: VersionReference | None, task: str | Task | Mapping[str, Any] | GymEnvironment, **options: Any
+    ) -> Adaptation | AsyncRemotePolicy:
+        """Adapt a model to a task, or to an environment of gymnasium that is here.
+
+        Args:
+            model: What is adapted.
+            task: A task of the service: see :meth:`AsyncAdaptations.create`. Or a ``gymnasium.Env`` or
+                ``gymnasium.vector.VectorEnv``: see :meth:`AsyncRemoteAdaptations.create`.
+            **options: Of the one or the other.
+
+        Returns:
+            The adaptation to a task; of an environment, the policy.
+        """
+        if isinstance(task, str | Task | Mapping):
+            return await self.adaptations.create(model, task, **options)
+        return await AsyncRemoteAdaptations(self._transport).create(model, task, **options)
 
     @property
     def url(self) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
+
+import httpx
 
 from headstart_client._async.transport import AsyncTransport
 from headstart_client.downloads import ETAG, RANGE, digest_of
@@ -33,6 +36,13 @@ async def download(transport: AsyncTransport, path: str, to: Path, sha256: str |
     fetch = _Download(transport, path, to, sha256, here if sha256 in (None, here) else None)
     await transport.repeat(fetch.once)
     return to
+
+
+async def write_body(response: httpx.Response, to: Path, mode: Literal["wb", "ab"] = "wb") -> None:
+    """Write the body of a stream to a file, or append it."""
+    with to.open(mode) as file:
+        async for chunk in response.aiter_bytes():
+            file.write(chunk)
 
 
 class _Download:
@@ -76,9 +86,7 @@ class _Download:
                 raise InvalidResponse(f"{self._path}: the service sent another range than was asked for")
             if self._sha256 is None:
                 self._promised = served
-            with self._part.open("ab" if resumed else "wb") as file:
-                async for chunk in response.aiter_bytes():
-                    file.write(chunk)
+            await write_body(response, self._part, "ab" if resumed else "wb")
         return resumed
 
     async def _put_in_place(self, resumed: bool) -> None:

@@ -20,18 +20,20 @@ from headstart_client.transport import NO_KEY, segment
 class AsyncPolicyStream:
     """A connection on which a policy acts. Use it in an ``async with`` statement, and not from two places at once.
 
-    A stream that has ended stays so: what it raised says why. It can be opened again.
+    A stream that has ended stays so: what it raised says why. It can be opened again, and opens itself where that was
+    asked for.
 
     Attributes:
         policy: Id of what acts.
         revision: Of the policy, as it was told last.
     """
 
-    def __init__(self, transport: AsyncTransport, policy: str, deterministic: bool) -> None:
+    def __init__(self, transport: AsyncTransport, policy: str, deterministic: bool, reopen: bool) -> None:
         self.policy = policy
         self.revision: int | None = None
         self._transport = transport
         self._deterministic = deterministic
+        self._reopen = reopen
         self._socket: AsyncSocket | None = None
         self._torn = False
         self._sent = 0
@@ -101,18 +103,18 @@ class AsyncPolicyStream:
         """
         if self._awaited:
             raise ValueError(f"{len(self._awaited)} answers are still to be received: receive() them first")
-        await self.send(
-            observations,
-            deterministic=deterministic,
-            episode_start=episode_start,
-            seed=seed,
-            revision=revision,
-            policy_actions=policy_actions,
-        )
-        try:
-            return await self.receive()
-        finally:
-            self._awaited.clear()
+        data = self._message(observations, deterministic, episode_start, seed, revision, policy_actions)
+
+        async def ask(attempt: int) -> Action:
+            if attempt or (self._reopen and self._socket is None):
+                await self._connect(attempt)
+            self._awaited.append(await self._put(data))
+            try:
+                return await self.receive()
+            finally:
+                self._awaited.clear()
+
+        return await self._transport.repeat(ask) if self._reopen else await ask(0)
 
     async def send(
         self,
@@ -125,14 +127,7 @@ class AsyncPolicyStream:
         policy_actions: bool = False,
     ) -> None:
         """Ask for actions, and receive them later; any number may be on their way. Arguments as :meth:`act`."""
-        data = message(
-            observations,
-            deterministic=self._deterministic if deterministic is None else deterministic,
-            episode_start=episode_start,
-            seed=seed,
-            revision=revision,
-            policy_actions=policy_actions,
-        )
+        data = self._message(observations, deterministic, episode_start, seed, revision, policy_actions)
         self._awaited.append(await self._put(data))
 
     async def receive(self) -> Action:
@@ -149,6 +144,24 @@ class AsyncPolicyStream:
         action = stream_action(read_message(data), self.policy)
         self.revision = self.revision if action.revision is None else action.revision
         return action
+
+    def _message(
+        self,
+        observations: ArrayLike,
+        deterministic: bool | None,
+        episode_start: bool,
+        seed: int | None,
+        revision: int | None,
+        policy_actions: bool,
+    ) -> bytes:
+        return message(
+            observations,
+            deterministic=self._deterministic if deterministic is None else deterministic,
+            episode_start=episode_start,
+            seed=seed,
+            revision=revision,
+            policy_actions=policy_actions,
+        )
 
     async def _connect(self, _attempt: int) -> None:
         key = self._transport.key.found()

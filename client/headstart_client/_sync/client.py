@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, overload
 
 from headstart_client._sync.access import ApiKeys
 from headstart_client._sync.adaptations import Adaptations
 from headstart_client._sync.evaluations import Evaluations
 from headstart_client._sync.policies import Policies
 from headstart_client._sync.registry import Aliases, Models, Versions
+from headstart_client._sync.remote import RemoteAdaptations, RemotePolicy
 from headstart_client._sync.runs import Runs
 from headstart_client._sync.tasks import Environments, Families, Tasks
 from headstart_client._sync.transport import Transport
+from headstart_client.adaptations import Adaptation
 from headstart_client.discovery import find_key, find_url
 from headstart_client.errors import ConnectionFailed, Problem
 from headstart_client.health import Health
+from headstart_client.registry import VersionReference
+from headstart_client.remote import ShowRemote
+from headstart_client.stepping import GymEnvironment
+from headstart_client.tasks import Task
 from headstart_client.transport import Retry
 
 
@@ -42,7 +49,6 @@ class Client:
         policies: What acts.
         evaluations: What versions and policies are worth on tasks that they have not seen.
         api_keys: Who may do what.
-        adapt: Adapt a model to a task: :meth:`Adaptations.create`.
         evaluate: Measure versions and policies: :meth:`Evaluations.create`.
         act: Ask for actions: :meth:`Policies.act`.
 
@@ -72,7 +78,6 @@ class Client:
         self.policies = Policies(transport, self.versions)
         self.evaluations = Evaluations(transport)
         self.api_keys = ApiKeys(transport)
-        self.adapt = self.adaptations.create
         self.evaluate = self.evaluations.create
         self.act = self.policies.act
 
@@ -87,6 +92,57 @@ class Client:
     def close(self) -> None:
         """Close every connection."""
         self._transport.close()
+
+    @overload
+    def adapt(
+        self,
+        model: VersionReference | None,
+        task: str | Task | Mapping[str, Any],
+        *,
+        method: str | Mapping[str, Any] = "inner-loop",
+        seed: int | None = None,
+        ttl_seconds: int | None = None,
+        policy: str | Mapping[str, Any] | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        **hyperparameters: Any,
+    ) -> Adaptation: ...
+
+    @overload
+    def adapt(
+        self,
+        model: VersionReference | None,
+        task: GymEnvironment,
+        *,
+        method: str | Mapping[str, Any] = "inner-loop",
+        discount: float = 0.99,
+        horizon: int | None = None,
+        seed: int | None = None,
+        ttl_seconds: int | None = None,
+        policy: str | Mapping[str, Any] | None = None,
+        local: bool = False,
+        evaluation_episodes: int = 0,
+        progress: bool | ShowRemote | None = None,
+        **hyperparameters: Any,
+    ) -> RemotePolicy: ...
+
+    def adapt(
+        self, model: VersionReference | None, task: str | Task | Mapping[str, Any] | GymEnvironment, **options: Any
+    ) -> Adaptation | RemotePolicy:
+        """Adapt a model to a task, or to an environment of gymnasium that is here.
+
+        Args:
+            model: What is adapted.
+            task: A task of the service: see :meth:`Adaptations.create`. Or a ``gymnasium.Env`` or
+                ``gymnasium.vector.VectorEnv``: see :meth:`RemoteAdaptations.create`.
+            **options: Of the one or the other.
+
+        Returns:
+            The adaptation to a task; of an environment, the policy.
+        """
+        if isinstance(task, str | Task | Mapping):
+            return self.adaptations.create(model, task, **options)
+        return RemoteAdaptations(self._transport).create(model, task, **options)
 
     @property
     def url(self) -> str:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+import httpx
 
 from headstart_client._sync.transport import Transport
 from headstart_client.downloads import ETAG, RANGE, digest_of
@@ -33,6 +36,13 @@ def download(transport: Transport, path: str, to: Path, sha256: str | None = Non
     fetch = _Download(transport, path, to, sha256, here if sha256 in (None, here) else None)
     transport.repeat(fetch.once)
     return to
+
+
+def write_body(response: httpx.Response, to: Path, mode: Literal["wb", "ab"] = "wb") -> None:
+    """Write the body of a stream to a file, or append it."""
+    with to.open(mode) as file:
+        for chunk in response.iter_bytes():
+            file.write(chunk)
 
 
 class _Download:
@@ -76,9 +86,7 @@ class _Download:
                 raise InvalidResponse(f"{self._path}: the service sent another range than was asked for")
             if self._sha256 is None:
                 self._promised = served
-            with self._part.open("ab" if resumed else "wb") as file:
-                for chunk in response.iter_bytes():
-                    file.write(chunk)
+            write_body(response, self._part, "ab" if resumed else "wb")
         return resumed
 
     def _put_in_place(self, resumed: bool) -> None:

@@ -125,18 +125,22 @@ class Policies:
         answer = self._transport.request("POST", f"/v1/events/{segment(name)}:reward", body={"reward": reward})
         return parse(Outcome, json_of(answer))
 
-    def stream(self, policy: str | Policy | Adaptation, *, deterministic: bool = True) -> PolicyStream:
+    def stream(
+        self, policy: str | Policy | Adaptation, *, deterministic: bool = True, reopen: bool = False
+    ) -> PolicyStream:
         """A connection on which a policy acts, one message an observation: what a control loop wants.
 
         Args:
             policy: The policy or its id, or the adaptation that yields it.
             deterministic: The likeliest actions (True) or ones drawn from the policy's distribution, where a message
                 does not say.
+            reopen: Whether ``act`` opens a stream again that is not open or breaks, and asks once more: that is safe,
+                but what is drawn then follows from no seed any more.
 
         Returns:
             The stream, to be used in a ``with`` statement.
         """
-        return PolicyStream(self._transport, policy_of(policy), deterministic)
+        return PolicyStream(self._transport, policy_of(policy), deterministic, reopen)
 
     def rollout(
         self,

@@ -15,7 +15,7 @@ import httpx
 
 from headstart_client.discovery import is_on_this_machine
 from headstart_client.errors import HeadstartError, InvalidResponse
-from headstart_client.transport import PATIENT_ATTEMPTS, Key, Retry, json_of, no_answer, refusal, user_agent
+from headstart_client.transport import HASTE_S, PATIENT_ATTEMPTS, Key, Retry, json_of, no_answer, refusal, user_agent
 from headstart_client.wire import encode
 
 T = TypeVar("T")
@@ -46,6 +46,12 @@ class Transport:
         patient = copy.copy(self)
         patient.retry = replace(self.retry, attempts=PATIENT_ATTEMPTS)
         return patient
+
+    def hasty(self) -> Transport:
+        """The same connections, for what is said once, in passing, to a service that may be away."""
+        hasty = copy.copy(self)
+        hasty.retry, hasty.timeout_s = replace(self.retry, attempts=1), min(self.timeout_s, HASTE_S)
+        return hasty
 
     def repeat(self, work: Callable[[int], T]) -> T:
         """Do ``work(attempt)`` until it returns, pausing after transient failures; the last one is raised."""
