@@ -20,7 +20,7 @@ class CollectedEpisode(Episode):
 
     Attributes:
         number: Of all that were begun, from 0.
-        revision: Of the policy that acted first in it.
+        revision: Of the policy that acted first in it; a newer one may have gone on, as ``log_probs`` tell.
         policy_actions: [T, A], continuous actions as the policy drew them; ``None`` of discrete ones.
     """
 
@@ -159,37 +159,36 @@ class Collector:
                 self._complete[slot.number] = slot.whole(bool(terminated[i]), cut or bool(truncated[i]))
                 self._end(i, observations[i])
 
-    def has(self, episodes: int, environment_steps: int = 0) -> bool:
-        """Whether the next episodes are complete: so many, and as many more as it takes to have so many steps."""
-        return self._next(episodes, environment_steps) is not None
+    def ready(self, episodes: int, environment_steps: int = 0) -> tuple[list[CollectedEpisode], bool]:
+        """The next episodes, as far as they are complete, and whether they are all that is asked for.
+
+        Args:
+            episodes: As many are asked for,
+            environment_steps: and as many more as it takes to have so many steps.
+        """
+        found: list[CollectedEpisode] = []
+        steps = 0
+        while len(found) < episodes or steps < environment_steps:
+            episode = self._complete.get(self._taken + len(found))
+            if episode is None:
+                return found, False
+            found.append(episode)
+            steps += len(episode)
+        return found, True
 
     def take(self, episodes: int, environment_steps: int = 0) -> list[CollectedEpisode]:
-        """The episodes that :meth:`has` says are there, in the order in which they began; each is given once.
+        """The episodes that are :meth:`ready`, in the order in which they began; each is given once.
 
         Raises:
-            ValueError: If they are not there.
+            ValueError: If they are not all that is asked for.
         """
-        end = self._next(episodes, environment_steps)
-        if end is None:
+        found, enough = self.ready(episodes, environment_steps)
+        if not enough:
             raise ValueError("so many episodes are not complete yet")
-        taken = [self._complete.pop(number) for number in range(self._taken, end)]
-        self._taken = end
-        return taken
-
-    @property
-    def complete(self) -> list[CollectedEpisode]:
-        """Episodes that are complete and were not taken, in the order in which they ended."""
-        return list(self._complete.values())
-
-    def _next(self, episodes: int, environment_steps: int) -> int | None:
-        number, steps = self._taken, 0
-        while number - self._taken < episodes or steps < environment_steps:
-            episode = self._complete.get(number)
-            if episode is None:
-                return None
-            steps += len(episode)
-            number += 1
-        return number
+        for episode in found:
+            del self._complete[episode.number]
+        self._taken += len(found)
+        return found
 
     def _begin(self, i: int, observation: NDArray[np.float64]) -> None:
         self._slots[i] = _Slot(self._begun, [observation])

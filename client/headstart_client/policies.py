@@ -110,8 +110,12 @@ def observation_batch(observations: ArrayLike) -> NDArray[np.float64]:
     return batch[None] if batch.ndim <= 1 else batch
 
 
-def read_action(answer: Any) -> Action:
+def read_action(answer: Any, raw: Mapping[str, Any] | None = None) -> Action:
     """What a service answered to observations.
+
+    Args:
+        answer: Over a batch.
+        raw: As it came, where that is something else.
 
     Raises:
         InvalidResponse: If it is no action.
@@ -123,7 +127,7 @@ def read_action(answer: Any) -> Action:
         log_probs=np.asarray(answer.get("log_probs", ()), dtype=np.float64),
         values=_numbers(answer.get("values")),
         policy=answer.get("policy"),
-        raw=answer,
+        raw=answer if raw is None else raw,
         revision=answer.get("revision"),
         policy_actions=_numbers(answer.get("policy_actions")),
         event_id=answer.get("event_id"),

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+import numpy as np
+
 from headstart_client.collecting import CollectedEpisode
 from headstart_client.display import FRAME_S, PLAIN_EVERY_S, is_terminal
+from headstart_client.policies import Action
 from headstart_client.progress import amount, duration, figure
 from headstart_client.spaces import Spaces
 
@@ -17,6 +20,9 @@ LARGEST_UPLOAD = 150_000
 
 MOST_PIECES = 1000
 """Pieces that a service takes in one request."""
+
+MOST_OBSERVATIONS = 500
+"""Observations in one message of a stream: half of what a service takes."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,20 @@ def remote_task(spaces: Spaces, discount: float, horizon: int) -> dict[str, Any]
             "horizon": horizon,
         }
     }
+
+
+def joined(actions: Sequence[Action]) -> Action:
+    """Actions on observations that were asked for in turn, as those on all of them."""
+    drawn = [each.policy_actions for each in actions if each.policy_actions is not None]
+    values = [each.values for each in actions if each.values is not None]
+    return Action(
+        actions=np.concatenate([each.actions for each in actions]),
+        log_probs=np.concatenate([each.log_probs for each in actions]),
+        values=np.concatenate(values) if len(values) == len(actions) else None,
+        policy=actions[0].policy,
+        revision=actions[0].revision,
+        policy_actions=np.concatenate(drawn) if len(drawn) == len(actions) else None,
+    )
 
 
 def uploads(episodes: Sequence[CollectedEpisode], name: str) -> Iterator[list[dict[str, Any]]]:

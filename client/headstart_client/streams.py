@@ -86,8 +86,8 @@ def stream_action(answer: Mapping[str, Any], policy: str) -> Action:
     if "action" in answer:
         members = ("action", "log_prob", "value", "policy_action")
         plural = {f"{name}s": [answer[name]] for name in members if answer.get(name) is not None}
-        answer = {**answer, **plural}
-    return read_action({"policy": policy, **answer})
+        return read_action({"policy": policy, "revision": answer.get("revision"), **plural}, answer)
+    return read_action({"policy": policy, **answer}, answer)
 
 
 def stream_end(code: int, reason: str) -> HeadstartError:

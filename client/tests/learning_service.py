@@ -75,6 +75,7 @@ class LearningService:
             Route("/v1/adaptations/a1:finish", self._finish, methods=["POST"]),
             Route("/v1/adaptations/a1:cancel", self._cancel, methods=["POST"]),
             Route("/v1/adaptations/a1", self._look),
+            Route("/v1/policies/p1", self._describe),
             Route("/v1/policies/p1/files/policy.safetensors", self._send_file),
             WebSocketRoute("/v1/policies/p1/stream", self._stream),
         ]
@@ -165,6 +166,9 @@ class LearningService:
             self.state = "collecting"
             self._learn()
         return JSONResponse(self._body())
+
+    async def _describe(self, _: Request) -> Response:
+        return JSONResponse({"id": "p1"})
 
     async def _send_file(self, request: Request) -> Response:
         self.files_asked.append(request.query_params.get("revision"))

@@ -16,7 +16,7 @@ from gymnasium.wrappers import TimeLimit
 from learning_service import LearningService, wild
 from policy_files import CONTINUOUS, CONTINUOUS_TENSORS, DISCRETE, DISCRETE_TENSORS, policy_file
 
-from headstart_client import AdaptationFailed, AsyncClient, Client, LocalPolicy, RemoteProgress, Retry, remote
+from headstart_client import AdaptationFailed, AsyncClient, Client, LocalPolicy, RemoteProgress, Retry, _sync, remote
 
 RETRY = Retry(first_s=0.001)
 
@@ -100,12 +100,19 @@ def test_the_policy_is_called_like_a_function_and_answers_as_the_environment_tak
             assert service.messages[-1]["deterministic"] is False
 
 
-def test_a_method_that_wants_steps_gets_whole_episodes_with_as_many() -> None:
-    with LearningService(2, 1, environment_steps=100) as service, Client(service.url, "k", retry=RETRY) as client:
-        client.adapt("m", parts(), method={"name": "ppo"}, episodes=10).close()
-    for upload in service.uploads:
+def test_a_method_that_wants_steps_gets_whole_episodes_with_as_many_and_what_is_under_way_goes_on() -> None:
+    with LearningService(3, 1, environment_steps=100) as service, Client(service.url, "k", retry=RETRY) as client:
+        client.adapt("m", parts(cartpole, 5), method={"name": "ppo"}, episodes=10, evaluation_episodes=2).close()
+    for upload in service.uploads[:3]:
         lengths = [len(each["rewards"]) for each in upload["episodes"]]
         assert sum(lengths) >= 100 > sum(lengths[:-1])
+    numbers = [int(each["id"].rpartition("/")[2]) for each in service.episodes]
+    revisions = [each["revision"] for each in service.episodes]
+    assert numbers[:-2] == [*range(len(numbers) - 2)]
+    assert revisions == sorted(revisions)
+    assert revisions[len(service.uploads[0]["episodes"])] == 0
+    assert revisions[-2:] == [3, 3]
+    assert_whole(service.episodes, cartpole)
 
 
 def test_episodes_that_measure_the_result_are_acted_by_the_last_revision() -> None:
@@ -132,6 +139,15 @@ def test_an_upload_whose_answer_is_lost_is_brought_again_and_counted_once(status
     assert len(service.uploads) == 5
     assert len(service.episodes) == 8
     assert [each["revision"] for each in service.episodes] == [0] * 4 + [1] * 4
+
+
+def test_more_parts_than_a_message_holds_are_acted_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sync.remote, "MOST_OBSERVATIONS", 2)
+    for make in (cartpole, pendulum):
+        with LearningService() as service, Client(service.url, "hs_test", retry=RETRY) as client:
+            client.adapt("m", parts(make, 5)).close()
+        assert [len(message["observations"]) for message in service.messages[:4]] == [2, 2, 1, 2]
+        assert_whole(service.episodes, make)
 
 
 def test_a_step_that_takes_long_is_waited_for() -> None:
@@ -244,7 +260,7 @@ def test_a_pipe_gets_lines_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> N
         with LearningService() as service, Client(service.url, "hs_test", retry=RETRY) as client:
             client.adapt("m", cartpole(), progress=wanted).close()
         lines = pipe.getvalue().splitlines()
-        assert len(lines) == (4 if wanted else 0)
+        assert len(lines) == (3 if wanted else 0)
     assert lines[0].startswith("inner-loop   0%  revision 0  0 episodes  0 steps")
     assert "succeeded after" in lines[-1]
 

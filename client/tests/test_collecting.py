@@ -101,7 +101,7 @@ def collected(
     collector.begin(parts.reset(SEED))
     taken = []
     for need in needs:
-        while not collector.has(*need):
+        while not collector.ready(*need)[1]:
             if collector.ended.any():
                 collector.restart(parts.restart(collector.ended))
             action = act(collector.observations, parts.spaces.discrete)
@@ -206,12 +206,12 @@ def test_a_new_beginning_drops_what_is_under_way() -> None:
     parts = SubEnvironments(SyncVectorEnv([cartpole] * 3))
     collector = Collector(3, parts.autoreset, 1000)
     collector.begin(parts.reset(SEED))
-    while not collector.has(1):
+    while not collector.ready(1)[1]:
         action = act(collector.observations, True)
         collector.step(action, *parts.step(action.actions))
     collector.take(1)
     collector.begin(parts.reset(SEED))
-    while not collector.has(5):
+    while not collector.ready(5)[1]:
         action = act(collector.observations, True)
         collector.step(action, *parts.step(action.actions))
     for episode, reference in zip(collector.take(5), expected(cartpole, 3, 5, 1), strict=True):

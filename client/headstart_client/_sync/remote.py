@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self, final
@@ -19,31 +19,45 @@ from headstart_client._sync.streams import PolicyStream
 from headstart_client._sync.transport import Transport
 from headstart_client._sync.waiting import poll
 from headstart_client.adaptations import LONGEST_PREFER_S, POLL_S, Adaptation
-from headstart_client.collecting import Collector
+from headstart_client.collecting import CollectedEpisode, Collector
 from headstart_client.errors import AdaptationFailed, HeadstartError, InvalidResponse
 from headstart_client.local import LocalPolicy
 from headstart_client.policies import Action
 from headstart_client.registry import VersionReference
-from headstart_client.remote import RemoteProgress, ShowRemote, choose_show, remote_task, uploads
+from headstart_client.remote import (
+    MOST_OBSERVATIONS,
+    RemoteProgress,
+    ShowRemote,
+    choose_show,
+    joined,
+    remote_task,
+    uploads,
+)
 from headstart_client.spaces import Spaces
 from headstart_client.stepping import GymEnvironment, SubEnvironments
 from headstart_client.transport import segment
 
 WAITING = frozenset({"queued", "running"})
+WEIGHING = frozenset({"ppo"})
+"""Methods that learn from steps, each weighed by the policy that took it, rather than from episodes of one policy."""
 
 
-def fetch_policy(transport: Transport, policy: str, revision: int | None = None) -> LocalPolicy:
-    """A policy, to act here.
+@final
+class _PolicySource:
+    """Where a policy can be had from, to act here."""
 
-    Args:
-        transport: To the service.
-        policy: Its id.
-        revision: Which one; the newest where not given.
-    """
-    path = f"/v1/policies/{segment(policy)}/files/policy.safetensors"
-    headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-    response = transport.request("GET", path, query={"revision": revision}, headers=headers)
-    return LocalPolicy.from_bytes(response.content)
+    def __init__(self, transport: Transport, policy: str) -> None:
+        self._transport = transport
+        self._path = f"/v1/policies/{segment(policy)}"
+        self._description: Mapping[str, Any] | None = None
+
+    def fetch(self, revision: int | None = None) -> LocalPolicy:
+        """One revision of it; the newest where not given."""
+        if self._description is None:
+            self._description = self._transport.get(self._path)
+        path, headers = f"{self._path}/files/policy.safetensors", {"Accept": "*/*", "Accept-Encoding": "identity"}
+        response = self._transport.request("GET", path, query={"revision": revision}, headers=headers)
+        return LocalPolicy.from_bytes(response.content, self._description)
 
 
 @final
@@ -84,7 +98,7 @@ class RemotePolicy:
 
     def local(self) -> LocalPolicy:
         """The same policy, taken away: it acts here, without the service, and is called alike."""
-        return fetch_policy(self._transport, self.id)
+        return _PolicySource(self._transport, self.id).fetch()
 
     def close(self) -> None:
         """Close its connection; the policy stands until it expires."""
@@ -202,6 +216,13 @@ class _StreamActor:
         self._seed = seed
 
     def act(self, observations: NDArray[np.float64], revision: int) -> Action:
+        acted = [
+            self._act(observations[start : start + MOST_OBSERVATIONS], revision)
+            for start in range(0, len(observations), MOST_OBSERVATIONS)
+        ]
+        return acted[0] if len(acted) == 1 else joined(acted)
+
+    def _act(self, observations: NDArray[np.float64], revision: int) -> Action:
         seed, self._seed = self._seed, None
         return self._stream.act(
             observations, episode_start=seed is not None, seed=seed, revision=revision, policy_actions=True
@@ -214,14 +235,14 @@ class _StreamActor:
 @final
 class _LocalActor:
     def __init__(self, transport: Transport, adaptation: Adaptation, seed: int | None) -> None:
-        self._transport = transport
         self._id = str(adaptation.policy)
+        self._source = _PolicySource(transport, self._id)
         self._rng = np.random.default_rng(seed)
         self._held: tuple[int, LocalPolicy] | None = None
 
     def act(self, observations: NDArray[np.float64], revision: int) -> Action:
         if self._held is None or self._held[0] != revision:
-            self._held = revision, fetch_policy(self._transport, self._id, revision)
+            self._held = revision, self._source.fetch(revision)
         policy = self._held[1]
         acted = policy.act(observations, self._rng)
         return Action(
@@ -256,20 +277,29 @@ class _Learning:
         self._actor = actor
         self._show = show
         self._collector = Collector(parts.count, parts.autoreset, horizon)
-        self._revision: int | None = None
         self._name = uuid.uuid4().hex
         self._started_s = time.monotonic()
         self._returns: list[float] = []
 
     def run(self, seed: int | None, evaluation_episodes: int) -> Adaptation:
         """Bring what each step of the method wants until none is taken any more, then what measures the result."""
+        self._begin(seed)
+        begun_by = self._adaptation.revision
         while (wanted := self._wanted()) != (0, 0):
-            self._bring(*wanted, seed)
+            # Where episodes are to be of one policy, what an older revision began is nothing to learn from.
+            if begun_by != self._adaptation.revision and self._adaptation.method.get("name") not in WEIGHING:
+                self._begin()
+                begun_by = self._adaptation.revision
+            self._bring(*wanted)
         if evaluation_episodes:
-            self._bring(evaluation_episodes, 0, seed)
+            self._begin()
+            self._bring(evaluation_episodes)
         self._adaptation = self._adaptations.finish(self._adaptation)
-        self._tell()
+        self._tell([])
         return self._adaptation
+
+    def _begin(self, seed: int | None = None) -> None:
+        self._collector.begin(self._parts.reset(seed))
 
     def _wanted(self) -> tuple[int, int]:
         brought = self._adaptation.remote
@@ -279,32 +309,28 @@ class _Learning:
             else (brought.episodes_needed, brought.environment_steps_needed)
         )
 
-    def _bring(self, episodes: int, environment_steps: int, seed: int | None) -> None:
+    def _bring(self, episodes: int, environment_steps: int = 0) -> None:
         """Roll so many episodes out, upload them, and wait for the step that is due then."""
-        collector, parts, revision = self._collector, self._parts, self._adaptation.revision
-        if self._revision != revision:
-            # What an older revision began is not what the next step is to learn from.
-            collector.begin(parts.reset(seed if self._revision is None else None))
-            self._revision = revision
-        seen = -1
-        while not collector.has(episodes, environment_steps):
+        collector, parts, told = self._collector, self._parts, -1
+        while True:
+            found, enough = collector.ready(episodes, environment_steps)
+            if len(found) != told:
+                told = len(found)
+                self._tell(found)
+            if enough:
+                break
             if collector.ended.any():
                 collector.restart(parts.restart(collector.ended))
-            action = self._actor.act(collector.observations, revision)
+            action = self._actor.act(collector.observations, self._adaptation.revision)
             collector.step(action, *parts.step(action.actions))
-            if len(collector.complete) != seen:
-                seen = len(collector.complete)
-                self._tell()
-        taken = collector.take(episodes, environment_steps)
-        self._returns = [episode.episode_return for episode in taken]
-        for batch in uploads(taken, self._name):
+        self._returns = [episode.episode_return for episode in found]
+        for batch in uploads(collector.take(episodes, environment_steps), self._name):
             uploaded = self._adaptations.upload(self._adaptation, batch, wait_s=LONGEST_PREFER_S)
             self._adaptation = uploaded.adaptation
         if self._adaptation.state in WAITING:
             self._step()
         if self._adaptation.state in ("failed", "cancelled"):
             raise AdaptationFailed(self._adaptation)
-        self._tell()
 
     def _step(self) -> None:
         """Wait for a step that takes long."""
@@ -316,12 +342,12 @@ class _Learning:
             POLL_S,
         )
 
-    def _tell(self) -> None:
+    def _tell(self, found: Sequence[CollectedEpisode]) -> None:
+        """Say how far it is, with episodes that were not brought yet."""
         if self._show is None:
             return
-        now, complete = self._adaptation, self._collector.complete
-        returns = [episode.episode_return for episode in complete] or self._returns
-        brought = now.remote
+        now, brought = self._adaptation, self._adaptation.remote
+        returns = [episode.episode_return for episode in found] or self._returns
         self._show(
             RemoteProgress(
                 adaptation=now.id,
@@ -329,8 +355,8 @@ class _Learning:
                 method=str(now.method.get("name", "")),
                 revision=now.revision,
                 fraction=now.progress.fraction,
-                episodes=(brought.episodes if brought else 0) + len(complete),
-                environment_steps=(brought.environment_steps if brought else 0) + sum(map(len, complete)),
+                episodes=(brought.episodes if brought else 0) + len(found),
+                environment_steps=(brought.environment_steps if brought else 0) + sum(map(len, found)),
                 mean_return=sum(returns) / len(returns) if returns else None,
                 seconds=time.monotonic() - self._started_s,
             )
