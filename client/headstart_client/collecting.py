@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -29,48 +29,13 @@ class CollectedEpisode(Episode):
     policy_actions: NDArray[np.float64] | None
 
 
-@dataclass
-class _Slot:
-    """What goes on in one sub-environment."""
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One step of all sub-environments."""
 
-    number: int
-    observations: list[NDArray[np.float64]]
-    actions: list[Any] = field(default_factory=list)
-    policy_actions: list[NDArray[np.float64]] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    revision: int = 0
-
-    def append(self, action: Action, i: int, observation: NDArray[np.float64], reward: float) -> None:
-        """Append a step: the i-th action, and what came of it."""
-        if not self.rewards:
-            self.revision = action.revision or 0
-        self.observations.append(observation)
-        self.actions.append(action.actions[i])
-        self.rewards.append(reward)
-        self.log_probs.append(float(action.log_probs[i]))
-        if action.values is not None:
-            self.values.append(float(action.values[i]))
-        if action.policy_actions is not None:
-            self.policy_actions.append(action.policy_actions[i])
-
-    def whole(self, terminated: bool, truncated: bool) -> CollectedEpisode:
-        """The episode, which has ended."""
-        return CollectedEpisode(
-            observations=np.array(self.observations),
-            states=None,
-            actions=np.array(self.actions),
-            rewards=np.array(self.rewards),
-            values=np.array(self.values),
-            log_probs=np.array(self.log_probs),
-            terminated=terminated,
-            truncated=truncated,
-            episode_return=sum(self.rewards),
-            number=self.number,
-            revision=self.revision,
-            policy_actions=np.array(self.policy_actions) if self.policy_actions else None,
-        )
+    observations: NDArray[np.float64]
+    action: Action
+    rewards: NDArray[np.float64]
 
 
 @final
@@ -96,7 +61,13 @@ class Collector:
         self._begun = 0
         self._taken = 0
         self._complete: dict[int, CollectedEpisode] = {}
-        self._slots: list[_Slot | None] = [None] * count
+        # The steps that episodes under way are made of, from the first that one needs; of each sub-environment, which
+        # episode goes on, the step it began at, and whether it begins one in the next step.
+        self._steps: list[_Step] = []
+        self._first = 0
+        self._number = np.zeros(count, np.int64)
+        self._start = np.zeros(count, np.int64)
+        self._resting = np.zeros(count, np.bool_)
         self.observations: NDArray[np.float64] = np.zeros((count, 0))
         self.ended: NDArray[np.bool_] = np.ones(count, np.bool_)
 
@@ -104,15 +75,15 @@ class Collector:
         """Begin everywhere, from first observations [M, O]; what is under way, or has not been taken, is dropped."""
         self._complete.clear()
         self._taken = self._begun
+        self._first, self._steps = self._now, []
         self.observations = _finite(observations, "an observation")
-        for i in range(len(self._slots)):
-            self._begin(i, observations[i])
+        self._resting[:] = False
+        self._begin(range(len(self.ended)))
 
     def restart(self, observations: NDArray[np.float64]) -> None:
         """Begin where :attr:`ended` says so; [M, O], of which only those are looked at."""
         self.observations = _finite(np.where(self.ended[:, None], observations, self.observations), "an observation")
-        for i in np.flatnonzero(self.ended):
-            self._begin(int(i), observations[i])
+        self._begin(np.flatnonzero(self.ended))
 
     def step(
         self,
@@ -139,25 +110,24 @@ class Collector:
         """
         if self.ended.any():
             raise ValueError("sub-environments whose episodes have ended must be reset before the next step")
+        self._steps.append(_Step(self.observations, action, _finite(rewards, "a reward")))
         self.observations = _finite(observations, "an observation")
-        ended = (terminated | truncated).tolist()
-        _finite(rewards, "a reward")
-        for i, slot in enumerate(self._slots):
-            if slot is None:
-                # Of a sub-environment that begins again in this step: nothing was done in it.
-                self._begin(i, observations[i])
-                continue
-            in_info = ended[i] and self._autoreset is Autoreset.SAME_STEP
-            slot.append(action, i, _final(info, i) if in_info else observations[i], float(rewards[i]))
-            cut = not ended[i] and len(slot.rewards) >= self._horizon
-            if cut and self._autoreset is not Autoreset.DISABLED:
-                raise ValueError(
-                    f"an episode has come to the horizon of {self._horizon} steps, and its vector environment cannot "
-                    "be told to end it: give its parts gymnasium.wrappers.TimeLimit, or it AutoresetMode.DISABLED"
-                )
-            if ended[i] or cut:
-                self._complete[slot.number] = slot.whole(bool(terminated[i]), cut or bool(truncated[i]))
-                self._end(i, observations[i])
+        # In a sub-environment that begins again in this step nothing was done.
+        rested = np.flatnonzero(self._resting)
+        going = ~self._resting
+        self._begin(rested)
+        done = (terminated | truncated) & going
+        cut = ~done & going & (self._now - self._start >= self._horizon)
+        if cut.any() and self._autoreset is not Autoreset.DISABLED:
+            raise ValueError(
+                f"an episode has come to the horizon of {self._horizon} steps, and its vector environment cannot "
+                "be told to end it: give its parts gymnasium.wrappers.TimeLimit, or it AutoresetMode.DISABLED"
+            )
+        if (over := np.flatnonzero(done | cut)).size:
+            for i in over.tolist():
+                last = _final(info, i) if self._autoreset is Autoreset.SAME_STEP else observations[i]
+                self._close(i, last, bool(terminated[i]), bool(cut[i] or truncated[i]))
+            self._end(over)
 
     def ready(self, episodes: int, environment_steps: int = 0) -> tuple[list[CollectedEpisode], bool]:
         """The next episodes, as far as they are complete, and whether they are all that is asked for.
@@ -190,16 +160,48 @@ class Collector:
         self._taken += len(found)
         return found
 
-    def _begin(self, i: int, observation: NDArray[np.float64]) -> None:
-        self._slots[i] = _Slot(self._begun, [observation])
-        self._begun += 1
-        self.ended[i] = False
+    @property
+    def _now(self) -> int:
+        """Steps since the first."""
+        return self._first + len(self._steps)
 
-    def _end(self, i: int, observation: NDArray[np.float64]) -> None:
-        self._slots[i] = None
+    def _begin(self, where: Iterable[int]) -> None:
+        for i in where:
+            self._number[i], self._start[i] = self._begun, self._now
+            self._resting[i] = self.ended[i] = False
+            self._begun += 1
+
+    def _end(self, where: NDArray[np.intp]) -> None:
+        self._resting[where] = self._autoreset is Autoreset.NEXT_STEP
+        self.ended[where] = self._autoreset is Autoreset.DISABLED
         if self._autoreset is Autoreset.SAME_STEP:
-            self._begin(i, observation)
-        self.ended[i] = self._autoreset is Autoreset.DISABLED
+            self._begin(where)
+        going = self._start[~(self._resting | self.ended)]
+        past = (int(going.min()) if going.size else self._now) - self._first
+        del self._steps[:past]
+        self._first += past
+
+    def _close(self, i: int, last: NDArray[np.float64], terminated: bool, truncated: bool) -> None:
+        """Put an episode together."""
+        steps = self._steps[int(self._start[i]) - self._first :]
+        actions = [step.action for step in steps]
+        rewards = [float(step.rewards[i]) for step in steps]
+        drawn = [each.policy_actions[i] for each in actions if each.policy_actions is not None]
+        episode = CollectedEpisode(
+            observations=np.array([*(step.observations[i] for step in steps), last]),
+            states=None,
+            actions=np.array([each.actions[i] for each in actions]),
+            rewards=np.array(rewards),
+            values=np.array([each.values[i] for each in actions if each.values is not None]),
+            log_probs=np.array([each.log_probs[i] for each in actions]),
+            terminated=terminated,
+            truncated=truncated,
+            episode_return=sum(rewards),
+            number=int(self._number[i]),
+            revision=actions[0].revision or 0,
+            policy_actions=np.array(drawn) if drawn else None,
+        )
+        self._complete[episode.number] = episode
 
 
 def _final(info: Mapping[str, Any], i: int) -> NDArray[np.float64]:

@@ -64,6 +64,10 @@ class SubEnvironments:
     def __init__(self, environment: GymEnvironment) -> None:
         from gymnasium.vector import VectorEnv
 
+        if not callable(getattr(environment, "step", None)):
+            raise TypeError(
+                f"an environment of gymnasium has a method step, which a {type(environment).__name__} has not"
+            )
         self._environment: Any = environment
         self._is_vector = isinstance(environment, VectorEnv)
         one: Any = environment

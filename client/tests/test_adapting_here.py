@@ -268,6 +268,8 @@ def test_a_pipe_gets_lines_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unsuitable_environment_is_refused_before_the_service_is_asked() -> None:
     with Client("http://127.0.0.1:1", retry=RETRY) as client, pytest.raises(ValueError, match="FlattenObservation"):
         client.adapt("m", gym.make("Taxi-v4"))
+    with Client("http://127.0.0.1:1", retry=RETRY) as client, pytest.raises(TypeError, match="a list has not"):
+        client.adapt("m", [1])  # type: ignore[call-overload]
 
 
 def test_the_asynchronous_client_adapts_while_others_have_their_turn() -> None:
