@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check serve bench learn slow lock clean
+.PHONY: demo test check serve openapi bench learn slow lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make slow   the slow tests: minutes of learning"
 	@echo "make bench  every benchmark of speed, a ratio each: minutes"
 	@echo "make learn  every benchmark of learning, a table each: hours"
+	@echo "make openapi  renew docs/openapi.json, after a change of the HTTP API that is meant"
 	@echo "make serve  a server on 127.0.0.1:8000 with its data in ./var"
 
 $(READY): requirements.lock pyproject.toml client/pyproject.toml
@@ -41,6 +42,9 @@ check: $(READY)
 
 serve: $(READY)
 	@$(BIN)/headstart-server serve
+
+openapi: $(READY)
+	@$(BIN)/headstart-server openapi > docs/openapi.json
 
 bench: $(READY)
 	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done

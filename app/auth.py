@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,7 +84,11 @@ class KeyRing:
 
     def lookup(self, token: str) -> Principal | None:
         """The holder of the key, if this process knows it and it has not expired."""
-        principal = self._known.get(digest_of(token))
+        return self.lookup_digest(digest_of(token))
+
+    def lookup_digest(self, digest: str) -> Principal | None:
+        """The same, by :func:`digest_of` the key."""
+        principal = self._known.get(digest)
         if principal is None or (principal.expires_at is not None and principal.expires_at <= now()):
             return None
         return principal
@@ -113,13 +117,25 @@ class KeyRing:
                     self.forget(digest)
 
 
-def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The key in the ``Authorization`` header of an ASGI scope; None where there is none of the Bearer kind."""
-    for name, value in headers:
-        if name == b"authorization":
-            kind, _, token = value.decode("latin-1").partition(" ")
-            return token.strip() if kind.lower() == "bearer" else None
-    return None
+def bearer_token(authorization: bytes | None) -> str | None:
+    """The key in an ``Authorization`` header; None where there is none of the Bearer kind."""
+    kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else None
+
+
+async def authenticate(keys: KeyRing, authorization: bytes | None) -> Principal:
+    """The holder of the key in an ``Authorization`` header.
+
+    Raises:
+        Unauthenticated: If there is no key, or it is unknown, expired or revoked.
+    """
+    token = bearer_token(authorization)
+    if token is None:
+        raise Unauthenticated("send your key: Authorization: Bearer hs_...")
+    principal = keys.lookup(token) or await run_in_threadpool(keys.load, token)
+    if principal is None:
+        raise Unauthenticated("the key is unknown, expired or revoked")
+    return principal
 
 
 class AuthenticationMiddleware:
@@ -132,30 +148,18 @@ class AuthenticationMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] in ("http", "websocket") and self._guards(scope["path"]):
-            token = bearer_token(scope["headers"])
-            if token is None:
-                await self._refuse("send your key: Authorization: Bearer hs_...", scope, receive, send)
-                return
-            principal = self.keys.lookup(token) or await run_in_threadpool(self.keys.load, token)
-            if principal is None:
-                await self._refuse("the key is unknown, expired or revoked", scope, receive, send)
-                return
-            scope["headstart.principal"] = principal
+        if scope["type"] == "http" and self._guards(scope["path"]):
+            # The first of several counts, as everywhere.
+            sent = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+            scope["headstart.principal"] = await authenticate(self.keys, sent)
         await self.app(scope, receive, send)
 
     def _guards(self, path: str) -> bool:
         return any(path == prefix or path.startswith(prefix + "/") for prefix in self.prefixes)
 
-    async def _refuse(self, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            raise Unauthenticated(detail)
-        await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": detail})
-
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="API key", description="A key of this service: `hs_...`, see /v1/api-keys."
+    auto_error=False, scheme_name="api_key", description="A key of this service: `hs_...`, see /v1/api-keys."
 )
 
 

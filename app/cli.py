@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     worker.set_defaults(run=_worker)
     migrate = commands.add_parser("migrate", help="bring the database to this version's schema")
     migrate.set_defaults(run=_migrate)
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document of the HTTP API")
+    openapi.set_defaults(run=_openapi)
 
     keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="command")
     create = keys.add_parser("create", help="make a key and print it, this once")
@@ -111,17 +113,19 @@ def _api(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -> int:
     import uvicorn
-    from uvicorn.config import WS_PROTOCOLS
 
     from app.main import create_app
+    from app.streaming import MAX_MESSAGE_BYTES
 
-    sansio = "websockets-sansio"
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
         access_log=access_log,
         server_header=False,
-        ws=sansio if sansio in WS_PROTOCOLS else "auto",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        # A small message costs more to compress than to send, and a large one may be larger than it seems.
+        ws_per_message_deflate=False,
         # Event streams have no end of their own.
         timeout_graceful_shutdown=3,
     )
@@ -156,6 +160,15 @@ def _migrate(settings: Settings, arguments: argparse.Namespace) -> int:
     del arguments
     configure_logging("migrate")
     migrate(settings.database_url)
+    return 0
+
+
+def _openapi(settings: Settings, arguments: argparse.Namespace) -> int:
+    from app.documentation import render
+    from app.main import create_app
+
+    del arguments
+    print(render(create_app(settings).openapi()), end="")
     return 0
 
 

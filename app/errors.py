@@ -64,8 +64,16 @@ class NotFound(HeadstartError):
     """Nothing of that name or id."""
 
 
+class Gone(NotFound):
+    """What was there, and no longer is."""
+
+
 class Conflict(HeadstartError):
     """What stands is against it."""
+
+
+class TooSlow(HeadstartError):
+    """The caller did not send its request in time."""
 
 
 class PreconditionFailed(HeadstartError):
@@ -127,6 +135,10 @@ class Unavailable(HeadstartError):
         super().__init__(detail, headers={"Retry-After": "1"})
 
 
+class Busy(Unavailable):
+    """More is asked of the service than it can do at a time."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """How an error is answered: the status and the title of its kind."""
@@ -140,7 +152,9 @@ PROBLEMS: dict[type[HeadstartError], Problem] = {
     Unauthenticated: Problem(401, "A valid API key is needed"),
     Forbidden: Problem(403, "The API key lacks a scope"),
     NotFound: Problem(404, "Not found"),
+    TooSlow: Problem(408, "The request came too slowly"),
     Conflict: Problem(409, "In conflict with what stands"),
+    Gone: Problem(410, "No longer there"),
     PreconditionFailed: Problem(412, "Changed since it was last seen"),
     PayloadTooLarge: Problem(413, "The body is too large"),
     UnsupportedMediaType: Problem(415, "The body is of the wrong kind"),
@@ -154,8 +168,22 @@ PROBLEMS: dict[type[HeadstartError], Problem] = {
 """Every kind of error and its status. A subclass is answered as its nearest parent here."""
 
 
-def problem_response(error: Exception) -> Response:
-    """The problem+json answer to any exception; one that nobody expected becomes a 500 and is logged."""
+@dataclass(frozen=True)
+class ProblemDocument:
+    """A problem as it is sent: the members of RFC 9457, and HTTP headers that belong to it."""
+
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        status: int = self.body["status"]
+        return status
+
+
+def problem_of(error: Exception) -> ProblemDocument:
+    """What is told of any exception; one that nobody expected becomes a 500 and is logged."""
     if isinstance(error, HTTPException):
         return _http_exception(error)
     known = _as_headstart_error(error)
@@ -164,10 +192,18 @@ def problem_response(error: Exception) -> Response:
         return _problem(500, "internal-error", "Internal error", "the server failed; its log says more", [], {})
     kind = next(kind for kind in type(known).__mro__ if kind in PROBLEMS)
     problem = PROBLEMS[kind]
-    if problem.status >= 500:
+    if problem.status >= 500 and not isinstance(known, Busy):
         logger.error("%s: %s", problem.title, known.detail, exc_info=error)
     slug = re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
     return _problem(problem.status, slug, problem.title, known.detail, known.errors, known.headers)
+
+
+def problem_response(error: Exception) -> Response:
+    """The problem+json answer to any exception."""
+    problem = problem_of(error)
+    # ASCII only: what a caller sent may hold characters that UTF-8 cannot.
+    content = json.dumps(problem.body, ensure_ascii=True).encode("ascii")
+    return Response(content, problem.status, dict(problem.headers), media_type="application/problem+json")
 
 
 def _as_headstart_error(error: Exception) -> HeadstartError | None:
@@ -190,7 +226,7 @@ def _as_headstart_error(error: Exception) -> HeadstartError | None:
             return None
 
 
-def _http_exception(error: HTTPException) -> Response:
+def _http_exception(error: HTTPException) -> ProblemDocument:
     slugs = {404: "not-found", 405: "method-not-allowed"}
     details = {404: "there is no such path", 405: "the path does not take this method"}
     return _problem(
@@ -210,18 +246,11 @@ def _problem(
     detail: str,
     errors: Sequence[FieldError],
     headers: Mapping[str, str],
-) -> Response:
-    body: dict[str, Any] = {
-        "type": f"/problems/{slug}",
-        "title": title,
-        "status": status,
-        "detail": shorten(detail),
-    }
+) -> ProblemDocument:
+    body: dict[str, Any] = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": shorten(detail)}
     if errors:
         body["errors"] = [{"pointer": shorten(e.pointer), "detail": shorten(e.detail)} for e in errors]
-    # ASCII only: what a caller sent may hold characters that UTF-8 cannot.
-    content = json.dumps(body, ensure_ascii=True).encode("ascii")
-    return Response(content, status, dict(headers), media_type="application/problem+json")
+    return ProblemDocument(body, headers)
 
 
 def shorten(text: str) -> str:

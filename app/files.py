@@ -6,12 +6,15 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import RangeNotSatisfiable
 from app.store import ArtefactStore
+
+_OCTETS = "application/octet-stream"
 
 _KINDS = {
     "json": "application/json",
@@ -21,6 +24,18 @@ _KINDS = {
 }
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+def file_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of the answers of :func:`serve_file`, for files of these media types."""
+    content: dict[str, Any] = {media_type: {} for media_type in media_types}
+    if _OCTETS in content:  # with a schema, because generators of clients throw away what has none
+        content[_OCTETS] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        200: {"description": "The whole file", "content": content},
+        206: {"description": "The range that was asked for", "content": content},
+        304: {"description": "The file is still the one of If-None-Match"},
+    }
 
 
 def serve_file(request: Request, store: ArtefactStore, name: str, sha256: str, size_bytes: int) -> Response:
@@ -52,7 +67,7 @@ def _serve(request: Request, name: str, sha256: str, size_bytes: int, read: Call
         "Accept-Ranges": "bytes",
         # The bytes under an ETag never change, but who may read them can.
         "Cache-Control": "private, no-cache",
-        "Content-Type": _KINDS.get(name.rpartition(".")[2], "application/octet-stream"),
+        "Content-Type": _KINDS.get(name.rpartition(".")[2], _OCTETS),
         # Reports show names that users chose: nothing in one may run or load, whatever it says.
         "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         "X-Content-Type-Options": "nosniff",

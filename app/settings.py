@@ -112,6 +112,15 @@ class Settings:
     max_body_bytes: Annotated[
         int, Variable("largest request body, in bytes; a larger one is answered 413", _whole(1024, 2**40))
     ] = 10 * 1024 * 1024
+    hot_bytes: Annotated[
+        int, Variable("parameters of policies that one API process keeps in memory, in bytes", _whole(2**20, 2**40))
+    ] = 256 * 1024 * 1024
+    max_in_flight: Annotated[
+        int, Variable("requests that act at a time in one API process; any more are answered 503", _whole(1, 10**6))
+    ] = 1000
+    act_timeout: Annotated[
+        float, Variable("seconds that acting may take; then it is answered 503", _seconds(0.001, 3600))
+    ] = 10.0
     threads: Annotated[int, Variable("threads that a worker computes with; 0 takes all cores", _whole(0, 4096))] = 0
     environment_modules: Annotated[
         tuple[str, ...],

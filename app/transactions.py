@@ -77,8 +77,23 @@ def withhold_on_replay(request: Request, *members: str) -> None:
     request.state.withheld = members
 
 
+_IDEMPOTENCY_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Makes the request safe to repeat for a day: the same key with the same body gives the first answer "
+    "again; with another body, 422; while the first is still running, 409.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
 class TransactionalRoute(APIRoute):
     """A route that runs its endpoint in one transaction and honours ``Idempotency-Key`` on POST."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if "POST" in (options.get("methods") or ()):
+            options["openapi_extra"] = {"parameters": [_IDEMPOTENCY_KEY_PARAMETER]}
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the framework's handler."""

@@ -7,17 +7,19 @@ value (ONNX IR, "Graphs"). So one graph gives the most likely action and, with n
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import numpy as np
 import onnx
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.checkpoint import numpy_params, policy_to_json
 from models.layers import NORM_EPSILON
 from models.policy import LOG_STD_RANGE, Policy
-from models.runtime import NumpyPolicy
+from models.runtime import Architecture, Array
 from models.types import Params, canonical_json
 
 OPSET: Final = 18
@@ -29,6 +31,50 @@ IR_VERSION: Final = 8
 _BATCH = "batch"
 # Rows of noise. Not the batch's name: who plans memory takes equal names for equal sizes, and the default has one row.
 _DRAWS = "draws"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What a policy's parameters come down to once they are known, for whoever writes it in another form.
+
+    Attributes:
+        normaliser: Mean [O] of observations and the reciprocal of their standard deviation [O]; None where they are
+            taken as they are. What it gives is clipped to ±10.
+        trunk: Weights [I, H] and biases [H] of every hidden layer; the context is part of the first biases.
+        norms: Scale and shift [H] of every hidden layer's normalisation; empty where there is none.
+        heads: Weights [H, head_size + 1] and biases [head_size + 1] of both heads, the value last.
+        log_std: Logs of the standard deviations [A] of continuous actions; None where the state decides them.
+        scaling: How continuous actions come into the environment's units.
+        bounds: Least and greatest continuous action, and half their distance, each [A].
+    """
+
+    normaliser: tuple[Array, Array] | None
+    trunk: list[tuple[Array, Array]]
+    norms: list[tuple[Array, Array]]
+    heads: tuple[Array, Array]
+    log_std: Array | None
+    scaling: str
+    bounds: tuple[Array, Array, Array] | None
+
+    @classmethod
+    def of(cls, policy: Policy, params: Params) -> Folded:
+        """Of a policy."""
+        arrays = Architecture(policy).arrange(numpy_params(params))
+        layers = range(len(policy.config.hidden))
+        normaliser = arrays.get("normaliser")
+        bounds = None
+        if isinstance(policy.action_space, Box):
+            low, high = (np.asarray(each, np.float32) for each in (policy.action_space.low, policy.action_space.high))
+            bounds = (low, high, np.float32(0.5) * (high - low))
+        return cls(
+            None if normaliser is None else (normaliser[0], normaliser[1]),
+            [(arrays[f"layer.{i}"][:-1], arrays[f"layer.{i}"][-1]) for i in layers],
+            [(arrays[f"norm.{i}"][0], arrays[f"norm.{i}"][1]) for i in layers if policy.config.layer_norm],
+            (arrays["heads"][:-1], arrays["heads"][-1]),
+            arrays.get("log_std"),
+            policy.config.action_scaling,
+            bounds,
+        )
 
 
 def to_onnx(policy: Policy, params: Params) -> bytes:
@@ -49,7 +95,7 @@ def to_onnx(policy: Policy, params: Params) -> bytes:
         policy: The architecture.
         params: One policy's tensors.
     """
-    folded = NumpyPolicy(policy, numpy_params(params))
+    folded = Folded.of(policy, params)
     graph = _Graph()
     features = _trunk(graph, folded, policy.config.activation)
     graph.node("Gemm", features, *graph.layer("heads", folded.heads), to="out")
@@ -111,7 +157,7 @@ class _Graph:
         return self.constant(f"{name}.weight", pair[0]), self.constant(f"{name}.bias", pair[1])
 
 
-def _trunk(graph: _Graph, folded: NumpyPolicy, activation: str) -> str:
+def _trunk(graph: _Graph, folded: Folded, activation: str) -> str:
     """The features of ``observation``."""
     x = "observation"
     if folded.normaliser is not None:
@@ -168,20 +214,22 @@ def _choose(graph: _Graph) -> None:
     graph.node("Sub", logit, graph.node("Log", total, to="log_total"), to="log_prob")
 
 
-def _draw(graph: _Graph, folded: NumpyPolicy, size: int) -> None:
+def _draw(graph: _Graph, folded: Folded, size: int) -> None:
     """``policy_action`` and ``log_prob`` of a Gaussian's head."""
-    mean, density = "head", graph.constant("log_density", folded.log_density)
-    if folded.std is None:
+    log_stds = 0.0 if folded.log_std is None else float(folded.log_std.sum())
+    density = graph.constant("log_density", -(log_stds + 0.5 * math.log(2 * math.pi) * size))
+    mean = "head"
+    if folded.log_std is None:
         mean = "mean"
         graph.split("head", {mean: size, "spread": size})
         low, high = LOG_STD_RANGE
         bounds = graph.constant("log_std.low", low), graph.constant("log_std.high", high)
         log_std = graph.node("Clip", "spread", *bounds, to="log_std")
         std = graph.node("Exp", log_std, to="std")
-        log_stds = graph.node("ReduceSum", log_std, graph.axis, to="log_stds", keepdims=0)
-        density = graph.node("Sub", density, log_stds, to="mean_density")
+        total = graph.node("ReduceSum", log_std, graph.axis, to="log_stds", keepdims=0)
+        density = graph.node("Sub", density, total, to="mean_density")
     else:
-        std = graph.constant("std", folded.std)
+        std = graph.constant("std", np.exp(folded.log_std))
     graph.node("Add", mean, graph.node("Mul", std, "noise", to="deviation"), to="policy_action")
     square = graph.node("Mul", "noise", "noise", to="square")
     total = graph.node("ReduceSum", square, graph.axis, to="total", keepdims=0)
@@ -192,8 +240,9 @@ def _draw(graph: _Graph, folded: NumpyPolicy, size: int) -> None:
     graph.node("Expand", single, rows, to="log_prob")
 
 
-def _scale(graph: _Graph, folded: NumpyPolicy) -> None:
+def _scale(graph: _Graph, folded: Folded) -> None:
     """``action`` of ``policy_action``."""
+    assert folded.bounds is not None
     low, high, half = folded.bounds
     if folded.scaling == "clip":
         above = graph.node("Max", "policy_action", graph.constant("action.low", low), to="above")

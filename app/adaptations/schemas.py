@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from app import tables
+from app.adaptations.examples import ADAPTATION, QUEUED
 from app.tasks.schemas import TaskDefinition
 from app.validation import AsSent, Schema, Whole
 from app.work import Seed, WorkBody, members_of
@@ -44,7 +45,7 @@ class _Asked(Schema):
     model: str | None
     """`model@alias`, `model/3`, or `model` for its newest version; null starts from `policy`."""
 
-    method: Method = InnerLoop()
+    method: Method = Field(default_factory=InnerLoop)
     """How to adapt: the learner's own `inner-loop`, or to train on with `ppo`, `dqn` or `sac` within a budget."""
 
     seed: Seed = 0
@@ -148,6 +149,8 @@ class AdaptationBody(WorkBody):
     succeeded. ``start_policy`` is the policy that it went on from.
     """
 
+    model_config = ConfigDict(json_schema_extra={"examples": [ADAPTATION]})
+
     policy: str | None
     model: str | None
     version: int | None
@@ -191,11 +194,15 @@ class AdaptationBody(WorkBody):
 class Adaptations(Schema):
     """A page of adaptations, newest first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"adaptations": [ADAPTATION], "next_page_token": None}]})
+
     adaptations: list[AdaptationBody]
     next_page_token: str | None
 
 
 class CreatedAdaptations(Schema):
     """The adaptations that were asked for at once, in the order of their tasks."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"adaptations": [QUEUED]}]})
 
     adaptations: list[AdaptationBody]

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestStore
 from app.evaluations import service
 from app.evaluations.schemas import EvaluationBody, EvaluationFile, Evaluations, EvaluationSummary, NewEvaluation
-from app.files import serve_file
+from app.files import file_responses, serve_file
 from app.pagination import RequestPage
 from app.tables import Evaluation
 from app.transactions import RequestSession, TransactionalRoute
@@ -35,7 +35,7 @@ def list_evaluations(
     page: RequestPage,
     _: Caller,
     name: Annotated[str | None, Query(description="Only those of this protocol.")] = None,
-    state: State | None = None,
+    state: Annotated[State | None, Query(description="Only those that stand there.")] = None,
 ) -> Evaluations:
     """Evaluations without their results, newest first."""
     rows, token = service.list_evaluations(session, page, name, state)
@@ -60,14 +60,15 @@ def cancel_evaluation(evaluation_id: str, session: RequestSession, by: Writer) -
 @router.get(
     "/{evaluation_id}/{name}",
     response_class=Response,
-    responses={
-        200: {"content": {kind: {} for kind in ("application/json", "text/html", "text/csv", "image/png")}},
-        206: {},
-        304: {},
-    },
+    responses=file_responses("application/json", "text/html", "text/csv", "image/png"),
 )
 def get_evaluation_file(
-    evaluation_id: str, name: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+    evaluation_id: str,
+    name: Annotated[str, Path(description="Name of the file, such as `report.html`.")],
+    request: Request,
+    session: RequestSession,
+    store: RequestStore,
+    _: Caller,
 ) -> Response:
     """A file: `evaluation.json` with every run, `report.html`, `runs.csv`, or a plot as PNG.
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 
 from app import tables
 from app.adaptations.schemas import Method
+from app.evaluations.examples import EVALUATION, SUMMARY
 from app.runs.schemas import TaskSelection
 from app.tasks.schemas import Split
 from app.validation import Name, Number, Schema, Whole
@@ -47,6 +48,10 @@ class EvaluatedSubject(Schema):
 
 def _version(subject: object) -> object:
     return {"version": subject} if isinstance(subject, str) else subject
+
+
+Subject = Annotated[EvaluatedSubject, BeforeValidator(_version, json_schema_input_type=EvaluatedSubject | str)]
+"""A version or a policy; a text is a version."""
 
 
 class HeldOutTasks(TaskSelection):
@@ -92,7 +97,7 @@ class NewEvaluation(Schema):
     name: Name | None = None
     """Of the protocol: what to find evaluations again by that measure the same thing."""
 
-    subjects: Annotated[list[Annotated[EvaluatedSubject, BeforeValidator(_version)]], Field(min_length=1, max_length=8)]
+    subjects: Annotated[list[Subject], Field(min_length=1, max_length=8)]
     """Versions and policies. The first is compared with each of the others; the verdict is on it and the second."""
 
     scratch: bool = True
@@ -153,6 +158,8 @@ class EvaluationSummary(WorkBody):
     tasks as the ids that they stood for: sent again it gives the same numbers.
     """
 
+    model_config = ConfigDict(json_schema_extra={"examples": [SUMMARY]})
+
     name: str | None
     progress: EvaluationProgress
     verdict: Verdict | None
@@ -186,12 +193,16 @@ class EvaluationBody(EvaluationSummary):
     first subject with the others.
     """
 
+    model_config = ConfigDict(json_schema_extra={"examples": [EVALUATION]})
+
     result: dict[str, Any] | None
     files: list[EvaluationFile]
 
 
 class Evaluations(Schema):
     """A page of evaluations, newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"evaluations": [SUMMARY], "next_page_token": None}]})
 
     evaluations: list[EvaluationSummary]
     next_page_token: str | None

@@ -29,8 +29,8 @@ def policy_onnx(session: Session, store: ArtefactStore, policy_id: str) -> bytes
         NotFound: If it does not stand.
         Corrupt: If its bytes are not those that were stored.
     """
-    spec, sha256, _ = policies.load(session, policy_id)
-    return to_onnx(*policies.read_policy(store, policy_id, spec, sha256))
+    policy = policies.get_policy(session, policy_id).policy
+    return to_onnx(*policies.read_policy(store, policy_id, policy.spec, policy.sha256))
 
 
 def version_onnx(session: Session, store: ArtefactStore, model: str, number: str) -> bytes:
@@ -40,7 +40,7 @@ def version_onnx(session: Session, store: ArtefactStore, model: str, number: str
         NotFound: If there is no such version.
         Corrupt: If its bytes are not those that were stored.
     """
-    return to_onnx(*_bare(session, store, model, number))
+    return to_onnx(*read_bare(session, store, model, number))
 
 
 def version_policy(session: Session, store: ArtefactStore, model: str, number: str) -> bytes:
@@ -50,10 +50,16 @@ def version_policy(session: Session, store: ArtefactStore, model: str, number: s
         NotFound: If there is no such version.
         Corrupt: If its bytes are not those that were stored.
     """
-    return save_policy(*_bare(session, store, model, number))
+    return save_policy(*read_bare(session, store, model, number))
 
 
-def _bare(session: Session, store: ArtefactStore, model: str, number: str) -> tuple[Policy, Params]:
+def read_bare(session: Session, store: ArtefactStore, model: str, number: str) -> tuple[Policy, Params]:
+    """The bare initialisation of a version: its architecture and tensors.
+
+    Raises:
+        NotFound: If there is no such version.
+        Corrupt: If its bytes are not those that were stored.
+    """
     files = [registry.get_file(session, model, number, name) for name in (MANIFEST_FILE, PARAMETERS_FILE)]
     try:
         artefact = unpack(*(store.read(file.sha256) for file in files))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestStore
-from app.files import serve_file, serve_made
+from app.files import file_responses, serve_file, serve_made
 from app.pagination import RequestPage
 from app.policies import export, service
 from app.policies.rollouts import Theatre
@@ -101,7 +101,7 @@ def delete_policy(policy_id: str, session: RequestSession, by: Writer) -> None:
 @router.get(
     "/{policy_id}/files/policy.safetensors",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+    responses=file_responses("application/octet-stream"),
 )
 def get_policy_file(
     policy_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
@@ -115,7 +115,7 @@ def get_policy_file(
 @router.get(
     "/{policy_id}/files/policy.onnx",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+    responses=file_responses("application/octet-stream"),
 )
 def get_policy_onnx(
     policy_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from app.policies.examples import POLICY, ROLLOUT
 from app.policies.service import FILE_NAME, PolicyEntry
 from app.registry.schemas import FileBody
 from app.validation import Name, Schema
@@ -20,6 +21,8 @@ class PolicyBody(Schema):
     ``model`` and ``version`` are null where adapting began from scratch. ``files`` are those that are stored;
     ``policy.onnx`` is made when it is asked for, and its digest is not known before.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [POLICY]})
 
     id: str
     adaptation: str | None
@@ -57,6 +60,8 @@ class PolicyBody(Schema):
 class Policies(Schema):
     """A page of policies, newest first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"policies": [POLICY], "next_page_token": None}]})
+
     policies: list[PolicyBody]
     next_page_token: str | None
 
@@ -87,6 +92,8 @@ class RolloutBody(Schema):
 
     ``task`` is the id of the task, or its definition where it was never registered.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ROLLOUT]})
 
     policy: str
     task: str | dict[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_, select
@@ -13,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.auth import Principal, audit
 from app.database import now
-from app.errors import Corrupt, NotFound
+from app.errors import Corrupt, Gone, NotFound
 from app.pagination import Page, paginate
 from app.registry.service import VersionEntry, find_version, get_file, get_version, publish_version
 from app.store import ArtefactStore
@@ -48,7 +47,7 @@ def get_policy(session: Session, policy_id: str) -> PolicyEntry:
     """The policy of that id.
 
     Raises:
-        NotFound: If there is none, or it has expired or was deleted.
+        NotFound: If there is none; Gone, with when, if it has expired or was deleted.
     """
     return _entries(session, [_find(session, policy_id)])[0]
 
@@ -60,14 +59,16 @@ def list_policies(session: Session, page: Page) -> tuple[list[PolicyEntry], str 
     return _entries(session, rows), token
 
 
-def load(session: Session, policy_id: str) -> tuple[dict[str, Any], str, datetime | None]:
-    """What acting needs: the spec, for :func:`models.checkpoint.policy_from_json`, the digest, the end of its life.
+def find_policies(session: Session, ids: Sequence[str]) -> dict[str, Policy | NotFound]:
+    """The policies of these ids, or why there is none."""
+    rows = {row.id: row for row in session.scalars(select(Policy).where(Policy.id.in_(ids)))}
+    return {id_: _standing(id_, rows.get(id_)) for id_ in ids}
 
-    Raises:
-        NotFound: As :func:`get_policy`.
-    """
-    policy = _find(session, policy_id)
-    return policy.spec, policy.sha256, policy.expires_at
+
+def standing_digests(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """Of those of these policies that stand, the digest of the parameters."""
+    statement = select(Policy.id, Policy.sha256).where(Policy.id.in_(ids), Policy.deleted_at.is_(None))
+    return {id_: sha256 for id_, sha256 in session.execute(statement)}
 
 
 def read_policy(
@@ -78,8 +79,8 @@ def read_policy(
     Args:
         store: Where its bytes are.
         policy_id: What to call it.
-        spec: Of :func:`load`.
-        sha256: Of :func:`load`.
+        spec: What is written down of it.
+        sha256: Of its parameters.
 
     Raises:
         Corrupt: If the bytes are not those that were stored, or not such a policy.
@@ -149,9 +150,19 @@ def _stands() -> ColumnElement[bool]:
 
 
 def _find(session: Session, policy_id: str) -> Policy:
-    policy = session.scalar(select(Policy).where(Policy.id == policy_id, _stands()))
+    policy = _standing(policy_id, session.get(Policy, policy_id))
+    if isinstance(policy, NotFound):
+        raise policy
+    return policy
+
+
+def _standing(policy_id: str, policy: Policy | None) -> Policy | NotFound:
     if policy is None:
-        raise NotFound(f"there is no policy {policy_id!r}, or it has expired")
+        return NotFound(f"there is no policy {policy_id!r}")
+    if policy.deleted_at is not None:
+        return Gone(f"policy {policy_id} was deleted at {policy.deleted_at:%Y-%m-%dT%H:%M:%SZ}")
+    if policy.expires_at is not None and policy.expires_at <= now():
+        return Gone(f"policy {policy_id} expired at {policy.expires_at:%Y-%m-%dT%H:%M:%SZ}")
     return policy
 
 

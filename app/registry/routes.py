@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestStore
-from app.files import serve_file, serve_made
+from app.files import file_responses, serve_file, serve_made
 from app.pagination import RequestPage
 from app.policies import export
 from app.policies.service import FILE_NAME
@@ -72,7 +72,7 @@ def get_version_lineage(model: str, version: str, session: RequestSession, _: Ca
 @router.get(
     "/{model}/versions/{version}/files/policy.onnx",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+    responses=file_responses("application/octet-stream"),
 )
 def get_version_onnx(
     model: str, version: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
@@ -85,7 +85,7 @@ def get_version_onnx(
 @router.get(
     "/{model}/versions/{version}/files/policy.safetensors",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+    responses=file_responses("application/octet-stream"),
 )
 def get_version_policy(
     model: str, version: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
@@ -98,10 +98,16 @@ def get_version_policy(
 @router.get(
     "/{model}/versions/{version}/files/{name}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+    responses=file_responses("application/octet-stream", "application/json"),
 )
 def get_version_file(
-    model: str, version: str, name: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+    model: str,
+    version: str,
+    name: Annotated[str, Path(description="Name of the file: `manifest.json` or `parameters.safetensors`.")],
+    request: Request,
+    session: RequestSession,
+    store: RequestStore,
+    _: Caller,
 ) -> Response:
     """A file of a version. ETag is its sha256; If-None-Match, Range and If-Range are honoured."""
     file = service.get_file(session, model, version, name)

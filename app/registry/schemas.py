@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from app.registry.examples import ALIAS, ALIAS_EVENT, LINEAGE, MODEL, VERSION
 from app.registry.service import Lineage, ModelEntry, VersionEntry
 from app.validation import Schema, Whole
 
 
 class ModelBody(Schema):
     """A model. ``latest_version`` is null as long as none was published."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [MODEL]})
 
     name: str
     created_at: datetime
@@ -33,6 +36,8 @@ class ModelBody(Schema):
 class Models(Schema):
     """A page of models."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"models": [MODEL], "next_page_token": None}]})
+
     models: list[ModelBody]
     next_page_token: str | None
 
@@ -51,6 +56,8 @@ class VersionBody(Schema):
     ``files`` are those that are stored; ``policy.safetensors`` and ``policy.onnx``, its bare initialisation as a
     policy, are made when they are asked for, and their digests are not known before.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [VERSION]})
 
     model: str
     version: int
@@ -80,6 +87,8 @@ class VersionBody(Schema):
 class Versions(Schema):
     """A page of versions."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"versions": [VERSION], "next_page_token": None}]})
+
     versions: list[VersionBody]
     next_page_token: str | None
 
@@ -91,6 +100,8 @@ class LineageBody(Schema):
     ``parent`` is the version it started from, ``model/3``. One that was a policy has the ids of that and of the
     adaptation in place of a run, with the task that it was adapted to, and how.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [LINEAGE]})
 
     model: str
     version: int
@@ -145,6 +156,8 @@ class AliasTarget(Schema):
 class AliasBody(Schema):
     """An alias: the version it points to."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [ALIAS]})
+
     model: str
     alias: str
     version: int
@@ -153,6 +166,8 @@ class AliasBody(Schema):
 
 class Aliases(Schema):
     """A page of aliases."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"aliases": [ALIAS], "next_page_token": None}]})
 
     aliases: list[AliasBody]
     next_page_token: str | None
@@ -170,6 +185,8 @@ class AliasEventBody(Schema):
 
 class AliasHistory(Schema):
     """A page of an alias's changes, newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"events": [ALIAS_EVENT], "next_page_token": None}]})
 
     events: list[AliasEventBody]
     next_page_token: str | None

@@ -8,7 +8,7 @@ from starlette.responses import StreamingResponse
 from app.auth import Caller, Principal, require
 from app.dependencies import RequestDatabase, RequestStore
 from app.events import STREAM, LastEventId, answer
-from app.files import serve_file
+from app.files import file_responses, serve_file
 from app.pagination import RequestPage
 from app.runs import service
 from app.runs.events import look
@@ -34,7 +34,11 @@ def create_run(body: NewRun, session: RequestSession, by: Writer, response: Resp
 
 @router.get("")
 def list_runs(
-    session: RequestSession, page: RequestPage, _: Caller, state: State | None = None, model: str | None = None
+    session: RequestSession,
+    page: RequestPage,
+    _: Caller,
+    state: Annotated[State | None, Query(description="Only those that stand there.")] = None,
+    model: Annotated[str | None, Query(description="Only those that make versions of this model.")] = None,
 ) -> Runs:
     """Runs, newest first."""
     rows, token = service.list_runs(session, page, state, model)
@@ -80,7 +84,7 @@ async def stream_run_events(
 @router.get(
     "/{run_id}/files/checkpoint.safetensors",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
+    responses=file_responses("application/octet-stream"),
 )
 def get_run_checkpoint(
     run_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller

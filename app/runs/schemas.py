@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from app import tables
+from app.runs.examples import EVALUATION_TASKS, METRIC, NEW_RUN, RUN
 from app.tasks.schemas import LabelName, LabelValue, Split, TaskDefinition
 from app.validation import AsSent, Name, Schema, Whole
 from app.work import Seed, WorkBody, members_of
@@ -91,31 +92,15 @@ class Evaluation(Schema):
 class NewRun(Schema):
     """A run that is asked for."""
 
-    model_config = ConfigDict(
-        use_attribute_docstrings=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "cartpole",
-                    "learner": {"name": "maml", "inner_learning_rate": 0.1, "tasks_per_iteration": 20},
-                    "policy": {"hidden": [64, 32], "activation": "tanh"},
-                    "tasks": {"family": "cartpole-physics", "split": "train"},
-                    "stop": {"iterations": 200, "seconds": 60, "gap": {"above": 40.0, "evaluations": 3}},
-                    "evaluation": {"split": "test", "tasks": 20, "every_iterations": 20, "steps": 3},
-                    "seed": 0,
-                    "device": "auto",
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_extra={"examples": [NEW_RUN]})
 
     model: Name
     """Whose next version the run makes; a new name makes a new model."""
 
-    learner: Learner = MAMLConfig()
+    learner: Learner = Field(default_factory=MAMLConfig)
     """The meta-learning algorithm and its hyperparameters; by default what is recommended for the family."""
 
-    policy: Annotated[PolicyConfig, AsSent] = PolicyConfig()
+    policy: Annotated[PolicyConfig, AsSent] = Field(default_factory=PolicyConfig)
     """Architecture of the policy; by default what is recommended for the family."""
 
     tasks: TaskSelection
@@ -164,6 +149,8 @@ class BestBody(Schema):
 class RunBody(WorkBody):
     """A run."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [RUN]})
+
     model: str
     version: int | None
     progress: Progress
@@ -203,6 +190,8 @@ class RunBody(WorkBody):
 class Runs(Schema):
     """A page of runs, newest first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"runs": [RUN], "next_page_token": None}]})
+
     runs: list[RunBody]
     next_page_token: str | None
 
@@ -238,6 +227,8 @@ class EvaluationTasks(Schema):
     They are what sampling ``tasks`` many of ``family`` with this ``split`` and ``seed`` gives.
     """
 
+    model_config = ConfigDict(json_schema_extra={"examples": [EVALUATION_TASKS]})
+
     family: str
     split: Split
     seed: int
@@ -246,6 +237,8 @@ class EvaluationTasks(Schema):
 
 class Metrics(Schema):
     """A page of a run's metrics, oldest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"metrics": [METRIC], "next_page_token": None}]})
 
     metrics: list[Metric]
     next_page_token: str | None

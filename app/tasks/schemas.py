@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, Strict, StringConstraints
 
 from app import tables
+from app.tasks.applying import Finding, Outcome
+from app.tasks.examples import APPLIED, ENVIRONMENT, FAMILY, NEW_FAMILY, NEW_TASK, TASK
 from app.tasks.service import Registration
 from app.validation import Name, Number, Schema, Whole
 from models.checkpoint import space_to_json, to_json
@@ -60,6 +63,8 @@ class ParameterBody(Schema):
 class EnvironmentBody(Schema):
     """An environment model, with what its tasks may set."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [ENVIRONMENT]})
+
     id: str
     title: str
     description: str
@@ -101,6 +106,10 @@ def _bound(value: float) -> float | None:
 class Environments(Schema):
     """A page of environments."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"environments": [ENVIRONMENT], "next_page_token": None}]}
+    )
+
     environments: list[EnvironmentBody]
     next_page_token: str | None
 
@@ -108,24 +117,7 @@ class Environments(Schema):
 class NewFamily(Schema):
     """A task family that is asked for; parameters that are left out take the environment's default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "cartpole-long",
-                    "environment": "CartPole-v1",
-                    "parameters": {
-                        "length": {"uniform": [0.25, 1.0]},
-                        "gravity": 9.8,
-                        "force_mag": {"choice": [10, -10]},
-                    },
-                    "reward": None,
-                    "discount": 0.99,
-                    "horizon": 200,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [NEW_FAMILY]})
 
     name: FamilyName
     environment: str
@@ -156,6 +148,8 @@ class Recommendation(Schema):
 class FamilyBody(Schema):
     """A task family."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [FAMILY]})
+
     name: str
     environment: str
     parameters: dict[str, Any]
@@ -185,6 +179,8 @@ class FamilyBody(Schema):
 class Families(Schema):
     """A page of task families."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"task_families": [FAMILY], "next_page_token": None}]})
+
     task_families: list[FamilyBody]
     next_page_token: str | None
 
@@ -212,23 +208,7 @@ class TaskDefinition(Schema):
 class NewTask(Schema):
     """A task that is asked for; parameters that are left out take the environment's default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "cartpole-long",
-                    "environment": "CartPole-v1",
-                    "parameters": {"length": 1.0},
-                    "reward": None,
-                    "discount": 0.99,
-                    "horizon": 200,
-                    "family": "cartpole-physics",
-                    "split": "train",
-                    "labels": {"pipeline": "nightly"},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [NEW_TASK]})
 
     name: Name | None = None
     environment: str
@@ -251,11 +231,76 @@ class NewTask(Schema):
 class NewTasks(Schema):
     """Tasks that are asked for together: all are registered, or none."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [NEW_TASK]}]})
+
     tasks: Annotated[list[NewTask], Field(min_length=1, max_length=1000)]
+
+
+class Definitions(Schema):
+    """Families and tasks that are to stand as they are defined here, all or none; the tasks may be of the families."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "families": [
+                        {"name": "cartpole-long", "environment": "CartPole-v1", "parameters": {"length": 1.0}}
+                    ],
+                    "tasks": [{"name": "long", "environment": "CartPole-v1", "parameters": {"length": 1.0}}],
+                    "dry_run": True,
+                }
+            ]
+        }
+    )
+
+    families: Annotated[list[NewFamily], Field(default_factory=list, max_length=1000)]
+    tasks: Annotated[list[NewTask], Field(default_factory=list, max_length=10_000)]
+    dry_run: Annotated[bool, Strict()] = False
+
+
+class DifferenceBody(Schema):
+    """A member that does not stand as it is wanted: ``pointer`` to it within the definition, and both values."""
+
+    pointer: str
+    expected: Any
+    stands: Any
+
+
+class FindingBody(Schema):
+    """What one definition comes to: ``created``, ``unchanged``, or ``conflict`` with what differs.
+
+    ``name`` and ``id`` are those of what stands or would stand; a family, and a task that does not stand, has no id.
+    """
+
+    name: str
+    id: str | None
+    outcome: Outcome
+    differences: list[DifferenceBody]
+
+
+class Applied(Schema):
+    """What definitions come to, in the order in which they came; ``applied`` is false after a dry run."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [APPLIED]})
+
+    applied: bool
+    families: list[FindingBody]
+    tasks: list[FindingBody]
+
+    @classmethod
+    def of(cls, applied: bool, families: Sequence[Finding], tasks: Sequence[Finding]) -> Applied:
+        """The wire form of findings."""
+        return cls(
+            applied=applied,
+            families=[FindingBody.model_validate(each) for each in families],
+            tasks=[FindingBody.model_validate(each) for each in tasks],
+        )
 
 
 class TaskBody(Schema):
     """A registered task. ``digest`` is the sha256 of what it is: definition, family and split."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [TASK]})
 
     id: str
     name: str
@@ -292,11 +337,15 @@ class TaskBody(Schema):
 class Tasks(Schema):
     """Tasks in the order in which they were asked for."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [TASK]}]})
+
     tasks: list[TaskBody]
 
 
 class TaskPage(Tasks):
     """A page of tasks."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tasks": [TASK], "next_page_token": None}]})
 
     next_page_token: str | None
 

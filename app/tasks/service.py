@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sqlalchemy import Select, insert, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -21,6 +22,9 @@ from models.types import Task, sha256_of
 
 TASKS_LOCK = "tasks"
 """What :func:`app.database.exclusive` holds while tasks are registered, deleted, or selected for a run."""
+
+FAMILIES_LOCK = "task-families"
+"""The same for families."""
 
 _CHUNK = 500
 
@@ -43,7 +47,7 @@ class Registration:
     split: str | None = None
     labels: Mapping[str, str] | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What makes it the same task as another: name and labels are no part of it."""
         return sha256_of({"definition": self.task.definition(), "family": self.family, "split": self.split})
@@ -70,35 +74,63 @@ def register_tasks(
         Invalid: If a family is unknown, or another environment's.
         Conflict: If a name stands with another definition.
     """
+    placed = place_tasks(session, registrations, pointer)
+    conflicts = [
+        FieldError(f"{pointer(index)}/name", f"{row.name!r} is another task")
+        for index, (registration, (row, _)) in enumerate(zip(registrations, placed, strict=True))
+        if row.digest != registration.digest
+    ]
+    if conflicts:
+        raise Conflict(f"{conflicts[0].detail}, with another definition", errors=conflicts[:MAX_ERRORS])
+    insert_tasks(session, by, placed)
+    return placed
+
+
+def place_tasks(
+    session: Session, registrations: Sequence[Registration], pointer: Callable[[int], str]
+) -> list[tuple[tables.Task, bool]]:
+    """For each the row that it is or would be, and whether that is a new one; nothing is written.
+
+    Where the name is another task's, the row is that other task, and its digest differs.
+
+    Raises:
+        Invalid: If a family is unknown, or another environment's.
+    """
     exclusive(session, TASKS_LOCK)
     _check_families(session, registrations, pointer)
     digests = [registration.digest for registration in registrations]
     standing = {row.digest: row for row in _standing(session, tables.Task.digest, digests)}
     wanted = {r.name for r in registrations if r.name is not None}
     defaults = {f"task-{digest[:12]}" for digest in digests}
-    taken = {row.name: row.digest for row in _standing(session, tables.Task.name, wanted | defaults)}
-    created: list[tables.Task] = []
-    conflicts: list[FieldError] = []
-    results: list[tuple[tables.Task, bool]] = []
-    for index, (registration, digest) in enumerate(zip(registrations, digests, strict=True)):
+    named = {row.name: row for row in _standing(session, tables.Task.name, wanted | defaults)}
+    placed: list[tuple[tables.Task, bool]] = []
+    for registration, digest in zip(registrations, digests, strict=True):
         name = registration.name or f"task-{digest[:12]}"
-        if registration.name is None and taken.get(name, digest) != digest:
+        if registration.name is None and name in named and named[name].digest != digest:
             name = f"task-{digest}"
-        if taken.get(name, digest) != digest:
-            conflicts.append(FieldError(f"{pointer(index)}/name", f"{name!r} is another task"))
-            continue
-        if (row := standing.get(digest)) is not None:
-            results.append((row, False))
-            continue
-        row = _row(registration, digest, name)
-        standing[digest] = row
-        taken[name] = digest
-        created.append(row)
-        results.append((row, True))
-    if conflicts:
-        raise Conflict(f"{conflicts[0].detail}, with another definition", errors=conflicts[:MAX_ERRORS])
-    _insert(session, by, created)
-    return results
+        holder = named.get(name)
+        if holder is not None and holder.digest != digest:
+            placed.append((holder, False))
+        elif digest in standing:
+            placed.append((standing[digest], False))
+        else:
+            standing[digest] = named[name] = row = _row(registration, digest, name)
+            placed.append((row, True))
+    return placed
+
+
+def insert_tasks(session: Session, by: Principal, placed: Iterable[tuple[tables.Task, bool]]) -> None:
+    """Write the rows that :func:`place_tasks` found to be new."""
+    rows = [row for row, new in placed if new]
+    if not rows:
+        return
+    session.add_all(rows)
+    session.flush()
+    labels = [{"task_id": row.id, "name": name, "value": value} for row in rows for name, value in row.labels.items()]
+    if labels:
+        session.execute(insert(tables.TaskLabel), labels)
+    subject = f"tasks/{rows[0].id}" if len(rows) == 1 else "tasks"
+    audit(session, by, "tasks.create", subject, tasks=[row.id for row in rows])
 
 
 def sample_tasks(
@@ -213,16 +245,22 @@ def create_family(session: Session, by: Principal, family: TaskFamily) -> tuple[
     Raises:
         Conflict: If the name stands with another definition.
     """
-    exclusive(session, "task-families")
-    row = _find_family(session, family.name)
-    if row is None:
-        row = _add_family(session, by, family, preset=False)
-        session.flush()
-        return row, True
+    row, created = place_family(session, by, family)
     if row.digest != sha256_of(family.definition()):
         detail = f"the task family {family.name!r} stands with another definition"
         raise Conflict(detail, errors=[FieldError("/name", detail)])
-    return row, False
+    return row, created
+
+
+def place_family(session: Session, by: Principal, family: TaskFamily) -> tuple[tables.TaskFamily, bool]:
+    """The row of that name, whatever it holds, and whether it was registered just now because there was none."""
+    exclusive(session, FAMILIES_LOCK)
+    row = _find_family(session, family.name)
+    if row is not None:
+        return row, False
+    row = _add_family(session, by, family, preset=False)
+    session.flush()
+    return row, True
 
 
 def get_family(session: Session, name: str) -> tables.TaskFamily:
@@ -250,7 +288,7 @@ def family_of(row: tables.TaskFamily) -> TaskFamily:
 
 def install_presets(session: Session) -> None:
     """Add the preset families that do not stand; one that stands is left as it is."""
-    exclusive(session, "task-families")
+    exclusive(session, FAMILIES_LOCK)
     standing = set(session.scalars(select(tables.TaskFamily.name)))
     for name, family in PRESETS.items():
         if name not in standing:
@@ -321,15 +359,3 @@ def _row(registration: Registration, digest: str, name: str) -> tables.Task:
         labels=dict(registration.labels or {}),
         digest=digest,
     )
-
-
-def _insert(session: Session, by: Principal, rows: Sequence[tables.Task]) -> None:
-    if not rows:
-        return
-    session.add_all(rows)
-    session.flush()
-    labels = [{"task_id": row.id, "name": name, "value": value} for row in rows for name, value in row.labels.items()]
-    if labels:
-        session.execute(insert(tables.TaskLabel), labels)
-    subject = f"tasks/{rows[0].id}" if len(rows) == 1 else "tasks"
-    audit(session, by, "tasks.create", subject, tasks=[row.id for row in rows])

@@ -16,6 +16,7 @@ from headstart_client.adaptations import (
     Performance,
     Uploaded,
 )
+from headstart_client.applied import Applied, Difference, Finding
 from headstart_client.client import AsyncClient, Client
 from headstart_client.errors import (
     AdaptationFailed,
@@ -63,6 +64,7 @@ __all__ = [
     "Alias",
     "AliasEvent",
     "ApiKey",
+    "Applied",
     "AsyncClient",
     "AsyncPolicyStream",
     "AsyncRemotePolicy",
@@ -75,6 +77,7 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "CurvePoint",
+    "Difference",
     "DigestMismatch",
     "Environment",
     "Episode",
@@ -86,6 +89,7 @@ __all__ = [
     "Failure",
     "FieldError",
     "File",
+    "Finding",
     "Forbidden",
     "Gone",
     "HeadstartError",

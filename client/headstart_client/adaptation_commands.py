@@ -56,7 +56,7 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
         "--method", default="inner-loop", help="inner-loop, ppo, dqn or sac, or JSON (default: %(default)s)"
     )
     add_budget(parser)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, help="of all randomness")
     parser.add_argument("--ttl-seconds", type=int, help="how long to keep the policy")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting; it goes on")
 
@@ -123,7 +123,16 @@ def _line_on(stream: Any) -> Callable[[Adaptation], None]:
 
 
 def _list_adaptations(client: Client, args: argparse.Namespace) -> Output:
-    columns = ["id", "state", "model", "version", "method.name", "progress.fraction", "after.mean_return", "policy"]
+    columns = [
+        "id",
+        "state",
+        "model",
+        "version",
+        "method=method.name",
+        "progress.fraction",
+        "after.mean_return",
+        "policy",
+    ]
     return listing("adaptations", limited(client.adaptations.list(), args.limit), columns)
 
 

@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 from headstart_client.client import Client
 from headstart_client.commands import add_commands
+from headstart_client.completion_commands import add_completion
+from headstart_client.documents import DefinitionError
 from headstart_client.errors import (
     AdaptationFailed,
     ConnectionFailed,
@@ -22,22 +24,13 @@ from headstart_client.errors import (
     RunFailed,
     Timeout,
 )
+from headstart_client.exit_codes import Exit
 from headstart_client.output import cell
 
-REFUSED, USAGE, CANNOT_CONNECT, WORK_FAILED, TIMED_OUT = 1, 2, 3, 4, 5
-INTERRUPTED, BROKEN_PIPE = 130, 141
-
-EPILOG = """\
+_CODES = "\n".join(f"  {code:<4} {code.meaning}" for code in Exit)
+EPILOG = f"""\
 exit codes:
-  0    done
-  1    the service refused, or what it sent was damaged
-  2    the command line, or a file on this machine, is at fault
-  3    cannot connect
-  4    the run, the adaptation or the evaluation failed or was cancelled
-  5    not finished in time; it goes on
-  6    the verdict of an evaluation is not what --fail-unless asks for
-  7    an evaluation has leakage: a subject was trained on held-out tasks
-  130  interrupted with Ctrl-C
+{_CODES}
 
 environment:
   HEADSTART_URL      address of the service (http://127.0.0.1:8000)
@@ -45,14 +38,27 @@ environment:
                      $HEADSTART_DATA/admin.key or ./var/admin.key
   NO_COLOR           anything: draw without colours
 
-With --json, stdout holds exactly one JSON document: the result, or {"problem": {...}} where there is none.
+With --json, stdout holds exactly one JSON document: the result, or {{"problem": {{...}}}} where there is none.
 Only runs watch writes more, one a line: each row of metrics and each state of the run as it comes, then the result.
 """
 
 
+class _Misuse(ValueError):
+    """A command line that makes no sense; the usage stands on stderr."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves it to the caller to end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise _Misuse(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headstart",
         description="Register tasks, meta-train, promote versions, adapt, evaluate and act on a Headstart service.",
         epilog=EPILOG,
@@ -69,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_argument(
             "--key", default=argparse.SUPPRESS, help="API key; other users of this machine can see it here"
         )
-    add_commands(parser.add_subparsers(metavar="COMMAND", required=True), options)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_commands(commands, options)
+    add_completion(commands, options, parser)
     return parser
 
 
@@ -82,8 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    words = _joined(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+        args = build_parser().parse_args(words)
+    except _Misuse as error:
+        if "--json" in words:
+            print(json.dumps(_problem("Usage", error), indent=2))
+        raise SystemExit(Exit.USAGE) from error
+    try:
         code, document, text = _run(args)
         if args.json:
             print(json.dumps(document, indent=args.indent))
@@ -92,11 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone, and Python would complain when it flushes at exit: let it flush elsewhere.
+        return Exit.INTERRUPTED
+    except OSError as error:
+        # Nobody reads, or the disk is full, and Python would complain when it flushes at exit: let it flush elsewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        if isinstance(error, BrokenPipeError):
+            return Exit.BROKEN_PIPE
+        print(f"headstart: cannot write the output: {error}", file=sys.stderr)
+        return Exit.USAGE
     return code
 
 
@@ -105,30 +122,32 @@ def _run(args: argparse.Namespace) -> tuple[int, Any, str]:
         with Client(args.url, args.key) as client:
             output = args.command(client, args)
     except RunFailed as error:
-        return _failed(WORK_FAILED, error, error.run.raw)
+        return _failed(Exit.WORK_FAILED, error, error.run.raw)
     except AdaptationFailed as error:
-        return _failed(WORK_FAILED, error, error.adaptation.raw)
+        return _failed(Exit.WORK_FAILED, error, error.adaptation.raw)
     except EvaluationFailed as error:
-        return _failed(WORK_FAILED, error, error.evaluation.raw)
+        return _failed(Exit.WORK_FAILED, error, error.evaluation.raw)
     except Timeout as error:
-        return _failed(TIMED_OUT, error, _problem("Timeout", error))
+        return _failed(Exit.TIMED_OUT, error, _problem("Timeout", error))
     except ConnectionFailed as error:
-        return _failed(CANNOT_CONNECT, error, _problem("Cannot connect", error))
+        return _failed(Exit.CANNOT_CONNECT, error, _problem("Cannot connect", error))
     except Problem as error:
-        return _failed(REFUSED, error, {"problem": error.raw})
+        return _failed(Exit.REFUSED, error, {"problem": error.raw})
     except HeadstartError as error:
-        return _failed(REFUSED, error, _problem(type(error).__name__, error))
+        return _failed(Exit.REFUSED, error, _problem(type(error).__name__, error))
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        return _failed(USAGE, error, _problem("Usage", error))
+        return _failed(Exit.USAGE, error, _problem("Usage", error))
     for note in output.notes:
         print(cell(note), file=sys.stderr)
     return output.code, output.document, output.text
 
 
 def _problem(title: str, error: Exception) -> dict[str, Any]:
-    return {"problem": {"title": title, "detail": str(error)}}
+    faults = error.faults if isinstance(error, DefinitionError) else ()
+    listed = {"errors": [fault.document() for fault in faults]} if faults else {}
+    return {"problem": {"title": title, "detail": str(error), **listed}}
 
 
 def _failed(code: int, error: Exception, document: Any) -> tuple[int, Any, str]:

@@ -6,10 +6,11 @@ import argparse
 from typing import Any
 
 from headstart_client.adaptation_commands import add_adaptations
+from headstart_client.apply_commands import add_apply
 from headstart_client.client import Client
 from headstart_client.evaluation_commands import add_evaluations
 from headstart_client.groups import Group, add_command, add_limit, limited
-from headstart_client.inputs import numbers, pair, parameter_value, read_object, read_tasks
+from headstart_client.inputs import SPLITS, numbers, pair, parameter_value, read_object, read_tasks
 from headstart_client.output import Output, fields, listing, record, table
 from headstart_client.pulling import add_pull
 from headstart_client.run_commands import add_runs
@@ -18,7 +19,8 @@ from headstart_client.wire import parse
 
 
 def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
-    """Add every command of the client."""
+    """Add every command that asks a service."""
+    _add_environments(Group(parent, "environments", "the models that tasks can run in", options))
     _add_tasks(Group(parent, "tasks", "register, find and delete tasks", options))
     _add_families(Group(parent, "families", "distributions over tasks, and drawing from them", options))
     add_runs(Group(parent, "runs", "background meta-training", options))
@@ -29,25 +31,53 @@ def add_commands(parent: Any, options: argparse.ArgumentParser) -> None:
     _add_act(add_command(parent, "act", _act, "ask a policy for actions", options))
 
 
+def _add_environments(group: Group) -> None:
+    add_limit(group.verb("list", _list_environments, "the environments that the service knows"))
+    shown = group.verb("get", _get_environment, "one environment: its parameters, with ranges and units")
+    shown.add_argument("environment", help="id: CartPole-v1")
+
+
+def _list_environments(client: Client, args: argparse.Namespace) -> Output:
+    columns = ["id", "title", "default_horizon"]
+    return listing("environments", limited(client.environments.list(), args.limit), columns)
+
+
+def _get_environment(client: Client, args: argparse.Namespace) -> Output:
+    found = client.environments.get(args.environment)
+    header = ["parameter", "default", "low", "high", "unit", "choices", "description"]
+    rows = [[p.name, p.default, p.low, p.high, p.unit, p.choices, p.description] for p in found.parameters]
+    others = fields({name: value for name, value in found.raw.items() if name != "parameters"})
+    return Output(found.raw, f"{others}\n\n{table(header, rows)}")
+
+
 def _add_tasks(group: Group) -> None:
     found = group.verb("list", _list_tasks, "the tasks that are registered")
     found.add_argument("--family", help="only of this family")
-    found.add_argument("--split", help="only of this split: train, validation or test")
-    found.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help="only with this label")
+    found.add_argument("--split", choices=SPLITS, help="only of this split")
+    found.add_argument(
+        "--label", action="append", type=pair, metavar="KEY=VALUE", help="only with this label; repeat for more"
+    )
     add_limit(found)
     group.verb("get", _get_task, "one task").add_argument("task", help="id or name")
     made = group.verb("create", _create_task, "register a task; the same definition again is the same task")
     made.add_argument("--environment", required=True, help="id of its environment: CartPole-v1")
     made.add_argument("--name", help="made from its definition where not given")
-    made.add_argument("--parameter", action="append", type=pair, metavar="NAME=VALUE")
+    made.add_argument(
+        "--parameter",
+        action="append",
+        type=pair,
+        metavar="NAME=VALUE",
+        help="the default where not given; repeat for more",
+    )
     made.add_argument("--reward", metavar="EXPRESSION", help="the environment's own where not given")
     made.add_argument("--discount", type=float, help="in (0, 1]")
     made.add_argument("--horizon", type=int, help="steps")
-    made.add_argument("--family")
-    made.add_argument("--split", help="train, validation or test")
-    made.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE")
+    made.add_argument("--family", help="name of the family that it belongs to")
+    made.add_argument("--split", choices=SPLITS, help="its part of the family (default: train)")
+    made.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help="to find it by; repeat for more")
     batch = group.verb("import", _import_tasks, "register many tasks; as often as you like")
-    batch.add_argument("file", help="definitions, as .json or .jsonl; - for stdin")
+    batch.add_argument("file", metavar="FILE", help="definitions, as .json or .jsonl; - for stdin")
+    add_apply(group)
     group.verb("delete", _delete_task, "hide a task").add_argument("task", help="id or name")
 
 
@@ -93,12 +123,14 @@ def _delete_task(client: Client, args: argparse.Namespace) -> Output:
 def _add_families(group: Group) -> None:
     add_limit(group.verb("list", _list_families, "the families that are registered"))
     group.verb("get", _get_family, "one family").add_argument("family", help="name")
-    group.verb("create", _create_family, "register a family").add_argument("file", help="JSON; - for stdin")
+    group.verb("create", _create_family, "register a family").add_argument(
+        "file", metavar="FILE", help="the request body as JSON: name, environment, parameters, ...; - for stdin"
+    )
     drawn = group.verb("sample", _sample_family, "draw tasks and register them, repeatably")
     drawn.add_argument("family", help="name")
     drawn.add_argument("--count", type=int, required=True, help="1 to 1000")
-    drawn.add_argument("--seed", type=int, default=0)
-    drawn.add_argument("--split", default="train", help="train, validation or test")
+    drawn.add_argument("--seed", type=int, default=0, help="another seed, other tasks (default: %(default)s)")
+    drawn.add_argument("--split", choices=SPLITS, default="train", help="which part (default: %(default)s)")
 
 
 def _list_families(client: Client, args: argparse.Namespace) -> Output:
@@ -126,7 +158,7 @@ def _add_models(group: Group) -> None:
     for parser in (versions, group.verb("get", _get_model, "one model")):
         parser.add_argument("model", help="name")
     fetch = group.verb("fetch", _fetch_version, "download a version's files, checked against their digests")
-    fetch.add_argument("--out", required=True, metavar="DIR", help="folder to put them in")
+    fetch.add_argument("--out", required=True, metavar="FOLDER", help="folder to put them in")
     lineage = group.verb("lineage", _get_lineage, "where a version comes from")
     for parser in (group.verb("version", _get_version, "one version"), lineage, fetch):
         parser.add_argument("reference", help="MODEL/VERSION, MODEL@ALIAS, or MODEL for its newest version")
@@ -168,7 +200,7 @@ def _add_aliases(group: Group) -> None:
     for parser in (moved, rolled, removed, past, group.verb("get", _get_alias, "one alias")):
         parser.add_argument("model", help="name")
         parser.add_argument("alias", help="name")
-    moved.add_argument("version", type=int)
+    moved.add_argument("version", type=int, help="number of the version")
     moved.add_argument("--require-evaluation", metavar="ID", help="only if this evaluation speaks for the version")
     for parser in (moved, rolled, removed):
         parser.add_argument("--if-match", metavar="ETAG", help="only if it is still where this etag was read")

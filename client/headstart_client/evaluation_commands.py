@@ -10,14 +10,13 @@ from typing import Any
 
 from headstart_client.client import Client
 from headstart_client.evaluations import Evaluation
+from headstart_client.exit_codes import Exit
 from headstart_client.groups import Group, add_command, add_limit, limited
-from headstart_client.inputs import UsageError, object_or_word, pair, read_object
+from headstart_client.inputs import SPLITS, STATES, UsageError, object_or_word, pair, read_object
 from headstart_client.methods import add_budget, budget_of
 from headstart_client.output import Output, listing, record, table
 from headstart_client.progress import figure
 from headstart_client.waiting import goes_on
-
-NOT_SHOWN, LEAKED = 6, 7
 
 SUFFICIENT = {"better": ("better",), "better-or-equal": ("better", "no difference shown")}
 """Verdicts that satisfy ``--fail-unless``."""
@@ -29,7 +28,7 @@ def add_evaluations(parent: Any, options: argparse.ArgumentParser) -> None:
     group = Group(parent, "evaluations", "measurements of versions and policies", options)
     found = group.verb("list", _list_evaluations, "evaluations, newest first")
     found.add_argument("--name", help="only of this protocol")
-    found.add_argument("--state", help="queued, running, succeeded, failed or cancelled")
+    found.add_argument("--state", choices=STATES, help="only in this state")
     add_limit(found)
     download = group.verb("download", _download_evaluation, "fetch its report, plots, tables and runs")
     for parser in (
@@ -38,7 +37,15 @@ def add_evaluations(parent: Any, options: argparse.ArgumentParser) -> None:
         download,
     ):
         parser.add_argument("evaluation", help="id")
-    download.add_argument("--to", type=Path, default=Path(), metavar="FOLDER", help="default: here")
+    download.add_argument(
+        "--out",
+        "--to",
+        dest="out",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="where to put them (default: here)",
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +55,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="SUBJECT",
         help="MODEL@ALIAS, MODEL/VERSION, MODEL, or policy:ID; the first is compared with the others",
     )
-    parser.add_argument("--file", help="the whole request as JSON, or an evaluation to repeat; - for stdin")
+    parser.add_argument(
+        "--file", metavar="FILE", help="the whole request as JSON, or an evaluation to repeat; - for stdin"
+    )
     tasks = parser.add_argument_group("tasks, by one of family, task and label")
     tasks.add_argument("--family", help="draw fresh tasks of this family")
-    tasks.add_argument("--split", help="of the family: train, validation or test (default: test)")
+    tasks.add_argument("--split", choices=SPLITS, help="of the family (default: test)")
     tasks.add_argument("--count", type=int, help="how many (default: 20)")
     tasks.add_argument("--task-seed", type=int, help="what they are drawn with")
     tasks.add_argument("--task", action="append", help="id or name; repeat for more")
@@ -69,7 +78,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--multitask", metavar="VERSION", help="a baseline that the learner multitask made")
     what.add_argument("--no-scratch", dest="scratch", action="store_false", default=None, help="without new policies")
     what.add_argument("--training-tasks", type=int, metavar="N", help="for the gap to training tasks (default: 20)")
-    parser.add_argument("--fail-unless", choices=SUFFICIENT, help=f"exit with {NOT_SHOWN} where the verdict is another")
+    parser.add_argument(
+        "--fail-unless", choices=SUFFICIENT, help=f"exit with {Exit.NOT_SHOWN} where the verdict is another"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="where to put report.html")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up waiting; it goes on")
 
@@ -86,10 +97,10 @@ def _evaluate(client: Client, args: argparse.Namespace) -> Output:
         client.evaluations.download(evaluation, args.report)
     code, notes = 0, [f"warning: {warning}" for warning in evaluation.warnings]
     if args.fail_unless and evaluation.verdict not in SUFFICIENT[args.fail_unless]:
-        code = NOT_SHOWN
+        code = Exit.NOT_SHOWN
         notes.append(f"headstart: the verdict is {evaluation.verdict!r}, but --fail-unless {args.fail_unless}")
     if evaluation.leakage:
-        code = LEAKED
+        code = Exit.LEAKED
         notes += [f"LEAKAGE: {leak.detail}" for leak in evaluation.leakage]
     return Output(evaluation.raw, _text(evaluation), code, tuple(notes))
 
@@ -194,5 +205,5 @@ def _cancel_evaluation(client: Client, args: argparse.Namespace) -> Output:
 
 
 def _download_evaluation(client: Client, args: argparse.Namespace) -> Output:
-    paths = [str(path) for path in client.evaluations.download_all(args.evaluation, args.to)]
+    paths = [str(path) for path in client.evaluations.download_all(args.evaluation, args.out)]
     return Output({"files": paths}, "\n".join(paths))

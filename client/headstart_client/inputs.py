@@ -9,6 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+SPLITS = ("train", "validation", "test")
+"""Parts of a task family."""
+
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+"""What work that the service does in the background can be in."""
+
 
 class UsageError(ValueError):
     """A command line or an input file that makes no sense, found before the service was asked."""
@@ -56,7 +62,12 @@ def object_or_word(text: str, option: str) -> str | Mapping[str, Any]:
     return value
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """Read a file, or stdin for ``-``.
+
+    Raises:
+        UsageError: If it cannot be read, or is not UTF-8.
+    """
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +83,7 @@ def _json(text: str, where: str) -> Any:
 
 def read_object(path: str) -> Mapping[str, object]:
     """Read a file, or stdin for ``-``, that holds one JSON object."""
-    value = _json(_read(path), path)
+    value = _json(read_text(path), path)
     if not isinstance(value, dict):
         raise UsageError(f"{path} must hold one JSON object")
     return value
@@ -80,7 +91,7 @@ def read_object(path: str) -> Mapping[str, object]:
 
 def read_tasks(path: str) -> list[dict[str, object]]:
     """Read task definitions: a list, ``{"tasks": [...]}``, or in a .jsonl file one on a line."""
-    text = _read(path)
+    text = read_text(path)
     value: Any
     if path.endswith(".jsonl"):
         numbered = enumerate(text.split("\n"), 1)

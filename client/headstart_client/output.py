@@ -29,10 +29,18 @@ class Output:
 
 
 def listing(member: str, items: Iterable[Resource], columns: Sequence[str]) -> Output:
-    """A list as a table of some of its members, and as ``{member: [...]}``."""
+    """A list as a table of some of its members, and as ``{member: [...]}``.
+
+    Args:
+        member: What the list is called.
+        items: What is in it.
+        columns: Members of an item, ``progress.total`` for one of a member; ``title=member`` for another title than
+            its own name.
+    """
     found = list(items)
-    rows = [[_member(item, column) for column in columns] for item in found]
-    return Output({member: [item.raw for item in found]}, table([c.rpartition(".")[2] for c in columns], rows))
+    rows = [[_member(item, column.rpartition("=")[2]) for column in columns] for item in found]
+    titles = [column.partition("=")[0].rpartition(".")[2] for column in columns]
+    return Output({member: [item.raw for item in found]}, table(titles, rows))
 
 
 def record(resource: Resource) -> Output:
@@ -63,7 +71,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def cell(value: object) -> str:
     """A value in a table: short, on one line, and without control characters, whoever chose it."""
-    if value is None or value == "" or value == {} or value == ():
+    if value is None or value in ("", {}, (), []):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

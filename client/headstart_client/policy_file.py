@@ -68,16 +68,17 @@ class Architecture:
             self.config: dict[str, Any] = _ARCHITECTURE | dict(spec["policy"])
             self.observation_size = len(spec["observation_space"]["low"])
             self.discrete = _one_of("action_space", spec["action_space"]["type"], ("discrete", "box")) == "discrete"
-            self.bounds = None if self.discrete else _bounds(spec["action_space"])
+            clipped = self.config["action_scaling"] == "clip"
+            self.bounds = None if self.discrete else _bounds(spec["action_space"], clipped)
             self.action_size = int(spec["action_space"]["n"]) if self.bounds is None else len(self.bounds[0])
             if unknown := set(self.config) - set(_ARCHITECTURE):
                 raise InvalidPolicyFile(f"a newer headstart-client is needed: unknown {', '.join(sorted(unknown))}")
             for member, known in _CHOICES.items():
                 _one_of(member, self.config[member], known)
             self.shapes = self._shapes([int(units) for units in self.config["hidden"]])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, InvalidPolicyFile):
-                raise
+        except InvalidPolicyFile:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InvalidPolicyFile(f"the policy's description makes no sense: {error!r}") from error
 
     def _shapes(self, hidden: list[int]) -> dict[str, tuple[int, ...]]:
@@ -91,10 +92,8 @@ class Architecture:
             if config["layer_norm"]:
                 shapes[f"trunk.{i}.scale"] = shapes[f"trunk.{i}.shift"] = (fan_out,)
         if config["context_size"]:
-            shapes["context"], shapes["trunk.0.context"] = (
-                (config["context_size"],),
-                (config["context_size"], hidden[0]),
-            )
+            shapes["context"] = (config["context_size"],)
+            shapes["trunk.0.context"] = (config["context_size"], hidden[0])
         head_size = self.action_size * (2 if config["log_std"] == "state" else 1)
         for head, size in (("policy", head_size), ("value", 1)):
             shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (hidden[-1], size), (size,)
@@ -140,10 +139,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise InvalidPolicyFile("not a safetensors file, or not all of it")
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError) as error:
-        raise InvalidPolicyFile(f"not a safetensors file: {error}") from error
+    header = _json(data[8 : 8 + length], "not a safetensors file: its header is")
     if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
         raise InvalidPolicyFile("not a safetensors file: its header is no object of objects")
     return header, memoryview(data)[8 + length :]
@@ -161,9 +157,9 @@ def _tensors(header: Mapping[str, Any], buffer: memoryview) -> dict[str, Array]:
             # A copy, in this machine's byte order and as it likes it aligned.
             tensors[name] = np.frombuffer(buffer[start:stop], "<f4").reshape(shape).astype(np.float32)
             end = stop
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InvalidPolicyFile):
-            raise
+    except InvalidPolicyFile:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise InvalidPolicyFile(f"not a safetensors file: {error!r}") from error
     if end != len(buffer):
         raise InvalidPolicyFile("the file is damaged: it has bytes that belong to no tensor")
@@ -179,15 +175,24 @@ def _described(about: Mapping[str, Any], buffer: memoryview) -> Mapping[str, Any
     digest.update(buffer)
     if digest.hexdigest() != about.get("sha256"):
         raise InvalidPolicyFile("the file is damaged: its digest is not the one that was written into it")
-    spec: Mapping[str, Any] = json.loads(text)
+    spec: Mapping[str, Any] = _json(text, "the policy's description is")
     return spec
 
 
-def _bounds(space: Mapping[str, Any]) -> tuple[Array, Array]:
+def _json(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPolicyFile(f"{what} not JSON: {error}") from error
+
+
+def _bounds(space: Mapping[str, Any], clipped: bool) -> tuple[Array, Array]:
     low = np.array([-np.inf if bound is None else bound for bound in space["low"]], np.float32)
     high = np.array([np.inf if bound is None else bound for bound in space["high"]], np.float32)
-    if low.ndim != 1 or low.shape != high.shape:
-        raise ValueError(f"the bounds of actions are {low.shape} and {high.shape}")
+    if low.ndim != 1 or low.shape != high.shape or not (low <= high).all():
+        raise ValueError(f"actions lie between {low} and {high}")
+    if not (clipped or np.isfinite([low, high]).all()):
+        raise ValueError("actions without bounds cannot be scaled")
     return low, high
 
 

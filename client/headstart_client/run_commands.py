@@ -9,7 +9,7 @@ import sys
 from headstart_client._sync.runs import Run, Runs
 from headstart_client.client import Client
 from headstart_client.groups import Group, add_limit, limited
-from headstart_client.inputs import object_or_word, read_object
+from headstart_client.inputs import STATES, object_or_word, read_object
 from headstart_client.output import Output, fields, listing, record, table
 from headstart_client.waiting import goes_on
 
@@ -17,15 +17,17 @@ from headstart_client.waiting import goes_on
 def add_runs(group: Group) -> None:
     """Add the verbs of ``runs``."""
     start = group.verb("start", _start_run, "start meta-training")
-    start.add_argument("file", help="the request body as JSON: model, learner, tasks, stop, ...; - for stdin")
+    start.add_argument(
+        "file", metavar="FILE", help="the request body as JSON: model, learner, tasks, stop, ...; - for stdin"
+    )
     start.add_argument("--learner", metavar="LEARNER", help="instead of the file's: name, or JSON with its options")
-    start.add_argument("--device", help="instead of the file's: auto, cpu or cuda")
+    start.add_argument("--device", choices=("auto", "cpu", "cuda"), help="instead of the file's")
     start.add_argument("--watch", action="store_true", help="wait for it to end")
     start.add_argument("--timeout", type=float, metavar="SECONDS", help="with --watch: when to give up")
     start.add_argument("--idempotency-key", metavar="KEY", help="the same key again gives the same run")
     found = group.verb("list", _list_runs, "runs, past and present")
-    found.add_argument("--state", help="queued, running, succeeded, failed or cancelled")
-    found.add_argument("--model")
+    found.add_argument("--state", choices=STATES, help="only in this state")
+    found.add_argument("--model", help="only of this model")
     add_limit(found)
     watch = group.verb("watch", _watch_run, "wait for a run to end, showing how far it is and its curve")
     watch.set_defaults(indent=None)

@@ -167,8 +167,12 @@ def changed(**members: Any) -> Mapping[str, Any]:
         (policy_file(changed(hidden=[3])), "policy.weight is (2, 2) where there should be (3, 2)"),
         (policy_file(changed(layer_norm=True)), "trunk.0.scale is none"),
         (policy_file(changed(hidden="2x")), "makes no sense"),
+        (policy_file(changed(hidden=[])), "makes no sense"),
+        (policy_file(DISCRETE | {"action_space": {"type": "discrete", "n": math.inf}}), "makes no sense"),
         (policy_file(DISCRETE | {"action_space": {"type": "text"}}), "unknown action_space 'text'"),
         (policy_file({"policy": {}}), "makes no sense"),
+        (policy_file(CONTINUOUS | {"action_space": {"type": "box", "low": [2], "high": [1]}}), "lie between"),
+        (policy_file(CONTINUOUS | {"action_space": {"type": "box", "low": [None], "high": [1]}}), "without bounds"),
         (policy_file([]), "makes no sense"),  # type: ignore[arg-type]
         (policy_file(tensors=DISCRETE_TENSORS | {"value.bias": [math.nan]}), "value.bias holds a NaN"),
         (policy_file(tensors=DISCRETE_TENSORS | {"further": [1.0]}), "further is (1,) where there should be none"),

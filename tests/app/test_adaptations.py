@@ -269,8 +269,8 @@ def test_a_policy_that_is_deleted_or_has_expired_is_gone(client, database):
         session.execute(update(Policy).where(Policy.id == expired).values(expires_at=now() - timedelta(seconds=1)))
     for policy_id in (deleted, expired):
         for path in ("", "/files/policy.safetensors"):
-            assert client.get(f"/v1/policies/{policy_id}{path}").status_code == 404
-        assert client.delete(f"/v1/policies/{policy_id}").status_code == 404
+            assert client.get(f"/v1/policies/{policy_id}{path}").status_code == 410
+        assert client.delete(f"/v1/policies/{policy_id}").status_code == 410
     assert [policy["id"] for policy in client.get("/v1/policies").json()["policies"]] == [standing]
 
 

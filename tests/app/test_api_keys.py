@@ -95,10 +95,10 @@ def test_nothing_under_v1_answers_without_a_key(client, header, path):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_websocket_without_a_key_is_closed(client):
-    del client.headers["Authorization"]
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/policies/x/stream"):
-        pass
+def test_a_websocket_that_nobody_answers_is_closed(client):
+    for path in ("/v1/policies", "/v1/policies/x/streams"):
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect(path):
+            pass
 
 
 def test_any_key_may_read_but_writes_only_what_its_scopes_name(client):

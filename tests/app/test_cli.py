@@ -43,7 +43,7 @@ def test_help_lists_every_setting(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert table() in shown
-    for command in ("serve", "api", "worker", "migrate", "keys"):
+    for command in ("serve", "api", "worker", "migrate", "openapi", "keys"):
         assert command in shown
 
 

@@ -1,205 +1,262 @@
-"""Acting with policies and bare versions, through the whole application."""
+"""The bank of hot policies, on a real database and store."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
-from datetime import timedelta
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
-from httpx import Client
+from policies_to_act_with import OBSERVATION, POLICY, TORQUE, WIDER, delete, put_policy, revise, some_params
 
-from app import tables
-from app.database import Database, now
-from app.registry.service import publish_version
+from app.database import Database
+from app.errors import Corrupt, Gone, NotFound
+from app.inference import MOST_TOGETHER, Hot, PolicyBank
 from app.store import ArtefactStore
-from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, numpy_params, pack, policy_to_json, save_params
-from models.environments import ENVIRONMENTS
-from models.learners import MAMLConfig
-from models.policy import Policy, PolicyConfig
-from models.runtime import NumpyPolicy
-from models.types import Params
+from models.checkpoint import numpy_params
+from models.policy import Policy
+from models.runtime import Architecture, NumpyPolicy
 
-OBSERVATION = [0.01, 0.0, 0.02, 0.0]
-CARTPOLE = ENVIRONMENTS["CartPole-v1"]
-POLICY = Policy(PolicyConfig(hidden=(8,)), CARTPOLE.observation_space, CARTPOLE.action_space)
-
-
-def some_params(seed: int = 0) -> Params:
-    params = POLICY.initialise(seed)
-    return params | {"policy.weight": params["policy.weight"] * 100}
-
-
-def store_policy(app: FastAPI, seed: int = 0, ttl_s: float | None = 60) -> str:
-    store: ArtefactStore = app.state.store
-    database: Database = app.state.database
-    sha256, size_bytes = store.put(save_params(some_params(seed)))
-    expires_at = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
-    with database.transaction() as session:
-        row = tables.Policy(spec=policy_to_json(POLICY), sha256=sha256, size_bytes=size_bytes, expires_at=expires_at)
-        session.add(row)
-        session.flush()
-        return row.id
-
-
-def store_version(app: FastAPI) -> None:
-    manifest, parameters = pack(MAMLConfig(), POLICY, some_params(), {})
-    database: Database = app.state.database
-    store: ArtefactStore = app.state.store
-    files = {MANIFEST_FILE: store.put(manifest), PARAMETERS_FILE: store.put(parameters)}
-    with database.transaction() as session:
-        publish_version(session, "cartpole", json.loads(manifest), files, None)
+SIZE = Architecture(POLICY).size_bytes
+MEGABYTE = 2**20
+ROW = np.array([OBSERVATION], np.float32)
 
 
 @pytest.fixture
-def policy(app: FastAPI, client: Client) -> Iterator[str]:
-    assert client is not None, "the application has started"
-    return store_policy(app)
+def store(settings: Any) -> ArtefactStore:
+    return ArtefactStore(settings.artefacts)
 
 
-def act(client: Client, policy: str, **body: object) -> dict[str, list[float]]:
-    response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]} | body)
-    assert response.status_code == 200, response.text
-    return response.json()
+@pytest.fixture
+def bank(database: Database, store: ArtefactStore) -> PolicyBank:
+    return PolicyBank(database, store, MEGABYTE)
 
 
-def test_the_answer_is_that_of_the_policy_itself(client: Client, policy: str) -> None:
-    rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
-    answer = act(client, policy, observations=rows.tolist())
-    action, log_prob, value = NumpyPolicy(POLICY, numpy_params(some_params())).act(rows, None)
-    assert answer["actions"] == action.tolist()
-    np.testing.assert_allclose(answer["log_probs"], log_prob, rtol=1e-6)
-    np.testing.assert_allclose(answer["values"], value, rtol=1e-6)
-    assert answer["policy"] == policy
+def value_of(seed: int, policy: Policy = POLICY) -> float:
+    row = np.resize(ROW, (1, policy.observation_size))
+    return float(NumpyPolicy(policy, numpy_params(some_params(seed, policy))).act(row, None).value[0])
 
 
-def test_a_bare_version_acts_too(app: FastAPI, client: Client) -> None:
-    store_version(app)
-    response = client.post("/v1/models/cartpole/versions/1:act", json={"observations": [OBSERVATION]})
-    assert response.status_code == 200
-    assert response.json()["actions"] in ([0], [1])
-    assert response.json()["policy"] == "cartpole/1"
-    assert client.post("/v1/models/cartpole/versions/2:act", json={"observations": [OBSERVATION]}).status_code == 404
+def value(entry: Hot) -> float:
+    size = entry.policy.architecture.observation_size
+    return float(entry.policy.act_one(np.resize(ROW, size).tolist(), None).value)
 
 
-def test_a_seed_makes_sampling_reproducible_and_no_seed_samples_anew(client: Client, policy: str) -> None:
-    rows = [OBSERVATION] * 200
-    first, again, other = (
-        act(client, policy, observations=rows, deterministic=False, seed=seed)["actions"] for seed in (1, 1, 2)
-    )
-    assert first == again != other
-    assert set(first) == {0, 1}
-    assert act(client, policy, observations=rows)["actions"] == [act(client, policy)["actions"][0]] * 200
-    unseeded = [act(client, policy, observations=rows, deterministic=False)["actions"] for _ in range(2)]
-    assert unseeded[0] != unseeded[1]
+def run(work: Callable[[], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        return await work()
+
+    return asyncio.run(main())
 
 
-def test_log_probabilities_of_sampled_actions_are_those_of_the_actions_taken(client: Client, policy: str) -> None:
-    answer = act(client, policy, observations=[OBSERVATION] * 50, deterministic=False, seed=0)
-    by_action = {a: p for a, p in zip(answer["actions"], answer["log_probs"], strict=True)}
-    assert sum(math.exp(p) for p in by_action.values()) == pytest.approx(1, abs=1e-6)
+def test_many_callers_at_once_share_one_fetch(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
+    policy = put_policy(database, store)
+    fetched: list[str] = []
+    fetch = bank._fetch
+
+    def counted(names: Sequence[str]) -> Any:
+        fetched.extend(names)
+        return fetch(names)
+
+    bank._fetch = counted  # type: ignore[method-assign]
+
+    async def work() -> list[Hot]:
+        return await asyncio.gather(*(bank.load(policy) for _ in range(50)), bank.load_many([policy, policy]))
+
+    entries = run(work)
+    assert fetched == [policy]
+    assert {value(entry) for entry in entries[:-1]} == {value(entries[-1][0])}
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "pointer"),
-    [
-        ('{"observations": [[0, 0, 0]]}', 422, "/observations/0"),
-        ('{"observations": [[0, 0, 0, 0], [0, 0, 0, 0, 0]]}', 422, "/observations/1"),
-        ('{"observations": [[0, 0, NaN, 0]]}', 422, "/observations/0/2"),
-        ('{"observations": [[0, 0, Infinity, 0]]}', 422, "/observations/0/2"),
-        ('{"observations": [[0, 0, 1e400, 0]]}', 422, "/observations/0/2"),
-        ('{"observations": [[0, 0, 1e39, 0]]}', 422, "/observations/0/2"),
-        ('{"observations": [[0, 0, %s, 0]]}' % ("9" * 500), 422, "/observations/0/2"),
-        ('{"observations": [[0, 0, "0", 0]]}', 422, "/observations/0/2"),
-        ('{"observations": [[0, 0, null, 0]]}', 422, "/observations/0/2"),
-        ('{"observations": [0, 0, 0, 0]}', 422, "/observations/0"),
-        ('{"observations": []}', 422, "/observations"),
-        ('{"observations": [[]]}', 422, "/observations/0"),
-        ("{}", 422, "/observations"),
-        ('{"observations": [[0, 0, 0, 0]], "determinstic": true}', 422, "/determinstic"),
-        ('{"observations": [[0, 0, 0, 0]], "seed": -1}', 422, "/seed"),
-        ('{"observations": [[0, 0, 0, 0]], "seed": 1.5}', 422, "/seed"),
-        ('{"observations": [[0, 0, 0, 0]], "deterministic": "yes"}', 422, "/deterministic"),
-        ('{"observations": [[0, 0, 0, 0]', 400, None),
-        ("[" * 100_000, 400, None),
-        ("", 400, None),
-    ],
-)
-def test_bad_observations_are_refused_and_the_place_is_named(
-    client: Client, policy: str, body: str, status: int, pointer: str | None
+def test_a_caller_that_goes_away_takes_nobody_elses_policy_with_it(
+    bank: PolicyBank, database: Database, store: ArtefactStore
 ) -> None:
-    headers = {"content-type": "application/json"}
-    response = client.post(f"/v1/policies/{policy}:act", content=body, headers=headers)
-    problem = response.json()
-    assert response.status_code == status, problem
-    assert response.headers["content-type"] == "application/problem+json"
-    assert [error["pointer"] for error in problem.get("errors", [])] == ([] if pointer is None else [pointer])
+    policy = put_policy(database, store)
+    begun, release = threading.Event(), threading.Event()
+    fetch = bank._fetch
+
+    def slow(names: Sequence[str]) -> Any:
+        begun.set()
+        release.wait(10)
+        return fetch(names)
+
+    bank._fetch = slow  # type: ignore[method-assign]
+
+    async def work() -> Hot:
+        leaves, stays = (asyncio.create_task(bank.load(policy)) for _ in range(2))
+        await asyncio.to_thread(begun.wait, 10)
+        leaves.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        return await stays
+
+    assert value(run(work)) == pytest.approx(value_of(0), abs=1e-5)
 
 
-def test_more_observations_than_one_request_may_hold_are_refused(client: Client, policy: str) -> None:
-    response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION] * 10_001})
-    assert response.status_code == 422
-    assert len(act(client, policy, observations=[OBSERVATION] * 10_000)["actions"]) == 10_000
+def test_the_least_recently_used_make_room_and_come_back_on_demand(database: Database, store: ArtefactStore) -> None:
+    bank = PolicyBank(database, store, 3 * SIZE)
+    names = [put_policy(database, store, seed) for seed in range(5)]
+
+    async def work() -> None:
+        for seed, name in enumerate(names):
+            assert value(await bank.load(name)) == pytest.approx(value_of(seed), abs=1e-5)
+            bank.hot(names[0])
+        assert [bank.hot(name) is not None for name in names] == [True, False, False, True, True]
+        assert bank.size_bytes <= 3 * SIZE
+        for seed, name in enumerate(names):
+            assert value(await bank.load(name)) == pytest.approx(value_of(seed), abs=1e-5)
+
+    run(work)
 
 
-def test_a_body_that_is_not_json_by_its_type_is_refused(client: Client, policy: str) -> None:
-    response = client.post(f"/v1/policies/{policy}:act", content=b"{}", headers={"content-type": "text/plain"})
-    assert response.status_code == 415
+def test_more_policies_at_once_than_there_is_room_for_are_all_right(database: Database, store: ArtefactStore) -> None:
+    bank = PolicyBank(database, store, 3 * SIZE)
+    names = [put_policy(database, store, seed) for seed in range(8)]
+
+    async def work() -> None:
+        for _ in range(2):
+            entries = await bank.load_many(names)
+            assert [value(entry) for entry in entries] == pytest.approx([value_of(seed) for seed in range(8)], abs=1e-5)
+            found: dict[int, float] = {}
+            for part in bank.act_together(entries, [OBSERVATION] * 8, None):
+                found |= dict(zip(part.places, part.values, strict=True))
+            assert [found[place] for place in range(8)] == pytest.approx(
+                [value_of(seed) for seed in range(8)], abs=1e-5
+            )
+            assert bank.size_bytes <= 3 * SIZE
+
+    run(work)
 
 
-def test_acting_needs_a_key_that_may_act(client: Client, policy: str) -> None:
-    path = f"/v1/policies/{policy}:act"
-    body = {"observations": [OBSERVATION]}
-    assert client.post(path, json=body, headers={"authorization": "Bearer hs_nobody"}).status_code == 401
-    for scope, status in (("tasks:write", 403), ("policies:act", 200)):
-        key = client.post("/v1/api-keys", json={"name": scope, "scopes": [scope]}).json()["key"]
-        assert client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code == status
+def test_memory_is_bounded_whatever_architectures_come(database: Database, store: ArtefactStore) -> None:
+    capacity = 40 * SIZE
+    bank = PolicyBank(database, store, capacity)
+    kinds = (POLICY, WIDER, TORQUE)
+    names = [(put_policy(database, store, seed, policy=kinds[seed % 3]), seed) for seed in range(60)]
+    order = np.random.default_rng(0).integers(60, size=400)
+
+    async def work() -> None:
+        for i in order:
+            name, seed = names[i]
+            assert value(await bank.load(name)) == pytest.approx(value_of(seed, kinds[seed % 3]), abs=1e-5)
+            assert bank.size_bytes <= capacity
+        assert len(bank) > 10
+
+    run(work)
 
 
-def test_an_unknown_an_expired_and_a_deleted_policy_are_not_found(app: FastAPI, client: Client) -> None:
-    for policy in ("0198c3a0-7b1e-7000-8000-000000000000", "no-uuid", store_policy(app, ttl_s=-1)):
-        response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
-        assert response.status_code == 404, response.text
+def test_deletions_and_revisions_elsewhere_count_after_a_refresh(
+    bank: PolicyBank, database: Database, store: ArtefactStore
+) -> None:
+    stays, goes, changes = (put_policy(database, store, seed) for seed in range(3))
+
+    async def work() -> None:
+        await bank.load_many([stays, goes, changes])
+        delete(database, goes)
+        revise(database, store, changes, 7)
+        before = bank.hot(stays)
+        await bank.refresh()
+        assert bank.hot(goes) is None
+        with pytest.raises(Gone, match="was deleted at"):
+            await bank.load(goes)
+        assert bank.hot(stays) is before
+        entry = bank.hot(changes)
+        assert entry is not None
+        assert value(entry) == pytest.approx(value_of(7), abs=1e-5)
+
+    run(work)
 
 
-def test_a_policy_deleted_by_another_process_is_forgotten_at_the_next_refresh(app: FastAPI, client: Client) -> None:
-    gone, stays = store_policy(app, 0), store_policy(app, 1)
-    assert act(client, gone)
-    assert act(client, stays)
-    with app.state.database.transaction() as session:
-        session.get(tables.Policy, gone).deleted_at = now()
-    app.state.bank.refresh()
-    assert client.post(f"/v1/policies/{gone}:act", json={"observations": [OBSERVATION]}).status_code == 404
-    assert act(client, stays)
+def test_a_policy_is_never_half_old_and_half_new(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
+    names = [put_policy(database, store, seed) for seed in range(4)]
+    allowed = {round(value_of(seed), 4) for seed in range(30)}
+
+    async def act(stop: asyncio.Event) -> int:
+        acts = 0
+        while not stop.is_set():
+            entries = await bank.load_many(names)
+            copies = [entry.copy() for entry in entries]
+            values = [value(entry) for entry in entries]
+            await asyncio.sleep(0)
+            assert [value(copy) for copy in copies] == pytest.approx(values, abs=1e-5)
+            assert {round(each, 4) for each in values} <= allowed
+            acts += 1
+        return acts
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        actors = [asyncio.create_task(act(stop)) for _ in range(3)]
+        for seed in range(4, 30):
+            await asyncio.to_thread(revise, database, store, names[seed % 4], seed)
+            await bank.refresh()
+        stop.set()
+        assert all(acts > 10 for acts in await asyncio.gather(*actors))
+
+    run(work)
 
 
-def test_a_policy_whose_bytes_were_changed_is_never_served(app: FastAPI, client: Client, policy: str) -> None:
-    with app.state.database.transaction() as session:
-        sha256 = session.get(tables.Policy, policy).sha256
-    path = app.state.store.path(sha256)
+def test_a_standing_fleet_is_moved_together_once(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
+    names = [put_policy(database, store, seed) for seed in range(200)]
+    standing = names[::13]
+
+    async def work() -> None:
+        await bank.load_many(names)
+        first = await bank.load_many(standing)
+        bank.act_together(first, [OBSERVATION] * len(standing), None)
+        blocks = {id(entry.block) for entry in first}
+        assert len(blocks) == 1
+        slots = [entry.slot for entry in first]
+        assert max(slots) - min(slots) == len(standing) - 1
+        again = await bank.load_many(standing[::-1])
+        bank.act_together(again, [OBSERVATION] * len(standing), None)
+        assert [entry.slot for entry in again] == slots[::-1]
+        for seed in range(0, 200, 7):
+            assert value(await bank.load(names[seed])) == pytest.approx(value_of(seed), abs=1e-5)
+
+    run(work)
+
+
+def test_one_policy_may_be_asked_most_of_the_time(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
+    names = [put_policy(database, store, seed) for seed in range(3)]
+    wanted = [0] * 300 + [1, 2] * 3 + [0] * (MOST_TOGETHER - 306)
+
+    async def work() -> None:
+        entries = await bank.load_many([names[i] for i in wanted])
+        found: dict[int, float] = {}
+        for part in bank.act_together(entries, [OBSERVATION] * len(wanted), None):
+            found |= dict(zip(part.places, part.values, strict=True))
+        expected = [value_of(seed) for seed in range(3)]
+        assert [found[i] for i in range(len(wanted))] == pytest.approx([expected[i] for i in wanted], abs=1e-5)
+
+    run(work)
+
+
+def test_bytes_that_were_changed_are_never_served(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
+    policy = put_policy(database, store)
+    [path] = [path for path in store.folder.glob("*/*") if path.is_file()]
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
-    assert response.status_code == 500
-    assert "corrupt" in response.json()["title"]
+
+    async def work() -> None:
+        with pytest.raises(Corrupt, match=path.name):
+            await bank.load(policy)
+        assert bank.hot(policy) is None
+
+    run(work)
 
 
-def test_the_least_recently_used_policy_makes_room_and_comes_back_on_demand(app: FastAPI, client: Client) -> None:
-    policies = [store_policy(app, seed) for seed in range(3)]
-    answers = [act(client, policy)["values"] for policy in policies]
-    app.state.bank._capacity_bytes = 2 * app.state.bank.hot(policies[0]).size_bytes
-    act(client, policies[1])
-    assert [act(client, policy)["values"] for policy in policies] == answers
-    app.state.bank._evict()
-    assert sum(app.state.bank.hot(policy) is not None for policy in policies) == 2
+def test_what_is_unknown_is_not_found_and_takes_nothing_else_down(
+    bank: PolicyBank, database: Database, store: ArtefactStore
+) -> None:
+    policy = put_policy(database, store)
 
+    async def work() -> None:
+        with pytest.raises(NotFound, match="there is no policy 'nobody'"):
+            await bank.load_many([policy, "nobody"])
+        assert bank.hot(policy) is not None
+        with pytest.raises(NotFound):
+            await bank.load("model/3")
 
-def test_acting_is_described_in_the_openapi_document(client: Client) -> None:
-    document = client.get("/openapi.json").json()
-    for path in ("/v1/policies/{policy}:act", "/v1/models/{model}/versions/{version}:act"):
-        operation = document["paths"][path]["post"]
-        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        assert "observations" in document["components"]["schemas"][reference.rsplit("/", 1)[-1]]["properties"]
+    run(work)

@@ -125,7 +125,7 @@ def test_an_episode_is_what_gymnasium_makes_of_its_actions(
         assert episode["truncated"] is not episode["terminated"]
         assert episode["truncated"] == (steps == SHORT and not terminated)
         assert episode["return"] == pytest.approx(sum(episode["rewards"]))
-        expected, log_probs, values = numpy_policy.act(seen[:-1].astype(np.float32), None)
+        expected, log_probs, values, _ = numpy_policy.act(seen[:-1].astype(np.float32), None)
         np.testing.assert_allclose(episode["values"], values, atol=1e-5)
         if deterministic:
             np.testing.assert_allclose(actions, expected, atol=1e-5)
@@ -271,14 +271,16 @@ def test_what_is_missing_on_the_server_is_a_501_that_names_it(client: Client, ad
     assert "headstart[video]" in response.json()["detail"]
 
 
-def test_a_policy_that_is_unknown_deleted_or_expired_is_not_found(client: Client, app: FastAPI, adapt: Adapt) -> None:
+def test_a_policy_that_is_unknown_is_not_found_and_one_that_is_over_is_gone(
+    client: Client, app: FastAPI, adapt: Adapt
+) -> None:
     deleted, expired = adapt("CartPole-v1"), adapt("CartPole-v1")
     client.delete(f"/v1/policies/{deleted}")
     with app.state.database.transaction() as session:
         session.get(tables.Policy, expired).expires_at = now() - timedelta(seconds=1)
-    for policy in ("ghost", deleted, expired):
+    for policy, status in (("ghost", 404), (deleted, 410), (expired, 410)):
         for format in ("json", "mp4"):
-            assert roll_out(client, policy, format=format).status_code == 404
+            assert roll_out(client, policy, format=format).status_code == status
 
 
 def test_who_may_not_act_may_not_roll_out(client: Client, adapt: Adapt) -> None:

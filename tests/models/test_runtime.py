@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.checkpoint import numpy_params
 from models.layers import LAYERS
 from models.policy import Policy, PolicyConfig
-from models.runtime import NumpyPolicy
+from models.runtime import Architecture, NumpyPolicy
 from models.types import Params, stack_params
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
@@ -82,7 +82,7 @@ def test_the_numpy_runtime_answers_as_torch_does(actions: str, activation: str, 
             drawn = np.random.default_rng(1).standard_normal((len(x), 2), dtype=np.float32)
             cases.append((np.random.default_rng(1), drawn))
         for generator, noise in cases:
-            action, log_prob, value = runtime.act(x, generator)
+            action, log_prob, value, _ = runtime.act(x, generator)
             action_, log_prob_, value_ = expected(policy, params, x, noise)
             np.testing.assert_allclose(action, action_, rtol=1e-4, atol=2e-5, err_msg=str(config))
             np.testing.assert_allclose(log_prob, log_prob_, rtol=1e-4, atol=2e-5, err_msg=str(config))
@@ -100,7 +100,7 @@ def test_the_numpy_runtime_samples_from_the_policys_distribution(actions: str) -
     if log_std == "state":
         params["policy.bias"][2:] -= 3.0
     x = np.zeros((20_000, 3), np.float32)
-    action, log_prob, _ = NumpyPolicy(policy, numpy_params(params)).act(x, np.random.default_rng(0))
+    action, log_prob, _, _ = NumpyPolicy(policy, numpy_params(params)).act(x, np.random.default_rng(0))
     batch = stack_params(params, 1)
     head = policy.head(batch, policy.features(batch, torch.zeros(1, 1, 3)))[0, 0]
     if policy.discrete:
@@ -114,11 +114,77 @@ def test_the_numpy_runtime_samples_from_the_policys_distribution(actions: str) -
         assert action[:, 1].std() == pytest.approx(std, rel=0.05)
 
 
+def test_one_observation_is_answered_as_among_many() -> None:
+    x = np.concatenate([np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), EXTREMES])
+    for (space, scaling, log_std), activation, switches in itertools.product(ACTIONS.values(), LAYERS, SWITCHES):
+        layer_norm, context_size, normalise = switches
+        config = PolicyConfig(
+            (8, 6),
+            activation,  # type: ignore[arg-type]
+            scaling,  # type: ignore[arg-type]
+            log_std=log_std,  # type: ignore[arg-type]
+            normalise_observations=normalise,
+            context_size=context_size,
+            layer_norm=layer_norm,
+        )
+        policy = Policy(config, OBSERVATIONS, space)
+        runtime = NumpyPolicy(policy, numpy_params(some_params(policy)))
+        for seed in (None, 3):
+            for row in x:
+                both = [None if seed is None else np.random.default_rng(seed) for _ in range(2)]
+                one, many = runtime.act_one(row.tolist(), both[0]), runtime.act(row[None], both[1])
+                for name, a, b in zip(one._fields, one, many, strict=True):
+                    assert (a is None) == (b is None)
+                    if a is not None:
+                        np.testing.assert_allclose(a, b[0], rtol=1e-5, atol=1e-5, err_msg=f"{name} of {config}")
+
+
+def test_many_actions_and_wide_heads_are_answered_one_by_one_too() -> None:
+    policy = Policy(PolicyConfig((8,)), OBSERVATIONS, Discrete(100))
+    runtime = NumpyPolicy(policy, numpy_params(some_params(policy)))
+    one, many = runtime.act_one([0.1, 0.2, 0.3], None), runtime.act(np.array([[0.1, 0.2, 0.3]], np.float32), None)
+    assert one.action == many.action[0]
+    assert one.log_prob == pytest.approx(many.log_prob[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_many_policies_act_together_as_each_does_alone(actions: str) -> None:
+    space, scaling, log_std = ACTIONS[actions]
+    for layer_norm, context_size, normalise in SWITCHES:
+        config = PolicyConfig(
+            (8, 6),
+            action_scaling=scaling,  # type: ignore[arg-type]
+            log_std=log_std,  # type: ignore[arg-type]
+            normalise_observations=normalise,
+            context_size=context_size,
+            layer_norm=layer_norm,
+        )
+        policy = Policy(config, OBSERVATIONS, space)
+        several = [NumpyPolicy(policy, numpy_params(some_params(policy, seed))) for seed in range(5)]
+        arrays = {name: np.concatenate([each.arrays[name] for each in several]) for name in several[0].arrays}
+        x = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
+        together = Architecture(policy).decide(arrays, x, None)
+        for place, alone in enumerate(several):
+            for a, b in zip(together, alone.act(x[place], None), strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    np.testing.assert_allclose(a[place], b, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_continuous_policy_draws_is_told_before_it_is_clipped() -> None:
+    policy = Policy(PolicyConfig((8,)), OBSERVATIONS, BOX)
+    params = some_params(policy) | {"log_std": torch.full((2,), 2.0)}
+    decision = NumpyPolicy(policy, numpy_params(params)).act(np.zeros((100, 3), np.float32), np.random.default_rng(0))
+    assert np.abs(decision.drawn).max() > 1
+    expected_action = policy.to_environment(torch.tensor(decision.drawn)).numpy()
+    np.testing.assert_allclose(decision.action, expected_action, atol=1e-6)
+
+
 def test_the_size_in_memory_counts_every_array() -> None:
     config = PolicyConfig((8, 6), context_size=5, layer_norm=True, log_std="state")
     policy = Policy(config, OBSERVATIONS, BOX)
     numbers = (3 * 8 + 3 * 8) + (8 * 6 + 3 * 6) + (6 + 1) * 5  # the context is folded into a bias
-    assert NumpyPolicy(policy, numpy_params(policy.initialise(0))).size_bytes == 4 * numbers
+    assert Architecture(policy).size_bytes == 4 * numbers
 
 
 def test_acting_moves_nothing() -> None:
@@ -132,3 +198,6 @@ def test_acting_moves_nothing() -> None:
     runtime.act(np.full((1000, 3), 50.0, np.float32), np.random.default_rng(0))
     for before, after in zip(first, runtime.act(np.ones((1, 3), np.float32), None), strict=True):
         assert np.array_equal(before, after)
+    one = runtime.act_one([1.0, 1.0, 1.0], None)
+    runtime.act_one([50.0, -50.0, 5.0], np.random.default_rng(0))
+    assert runtime.act_one([1.0, 1.0, 1.0], None) == one

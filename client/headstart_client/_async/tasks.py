@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from headstart_client._async.transport import AsyncTransport
+from headstart_client.applied import Applied
 from headstart_client.errors import Problem
 from headstart_client.tasks import (
     LARGEST_BATCH,
@@ -18,7 +19,7 @@ from headstart_client.tasks import (
     task_definition,
     tasks_of,
 )
-from headstart_client.transport import segment
+from headstart_client.transport import json_of, segment
 from headstart_client.wire import parse
 
 
@@ -170,6 +171,33 @@ class AsyncTasks:
                 raise counted_from(problem, len(created)) from problem
             created += tasks_of(answer)
         return created
+
+    async def apply(
+        self,
+        tasks: Iterable[Mapping[str, object] | Task] = (),
+        families: Iterable[Mapping[str, object]] = (),
+        *,
+        dry_run: bool = False,
+    ) -> Applied:
+        """Make families and tasks stand as they are defined, all of them or none; again, it changes nothing.
+
+        Unlike :meth:`create`, a name and labels that a definition gives must be those that stand.
+
+        Args:
+            tasks: Definitions (arguments of :meth:`create` by name), or tasks as another service listed them; at
+                most 10,000.
+            families: Definitions (arguments of :meth:`Families.create` by name); the tasks may be theirs.
+            dry_run: Say what it would come to, conflicts included, and change nothing.
+
+        Raises:
+            Conflict: If anything stands against a definition; ``errors`` says what differs.
+            InvalidRequest: If a definition is wrong.
+        """
+        definitions = [t.definition() if isinstance(t, Task) else t for t in tasks]
+        body = {"families": list(families), "tasks": definitions, "dry_run": dry_run}
+        if dry_run:
+            return parse(Applied, json_of(await self._transport.request("POST", "/v1/tasks:apply", body=body)))
+        return parse(Applied, await self._transport.create("/v1/tasks:apply", body))
 
     async def get(self, task: str) -> Task:
         """One task, by id or name."""

@@ -1,0 +1,509 @@
+"""Acting over HTTP, by the short path: no session, no framework, no thread.
+
+A request costs reading it, one forward pass in NumPy and writing the answer. What would hold the event loop for long,
+large batches above all, is done beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, final
+from urllib.parse import parse_qsl
+
+import anyio
+import anyio.to_thread
+import msgspec
+import numpy as np
+from starlette.types import Receive, Scope, Send
+
+from app.arrivals import Arrivals
+from app.auth import KeyRing, authenticate
+from app.bodies import read_struct
+from app.errors import (
+    BadRequest,
+    Busy,
+    Forbidden,
+    Invalid,
+    NotFound,
+    PayloadTooLarge,
+    TooSlow,
+    UnsupportedMediaType,
+    problem_response,
+)
+from app.inference import MOST_TOGETHER, Hot, PolicyBank, together_limit
+from app.policies.examples import POLICY
+from app.validation import MAX_ERRORS, FieldError, pointer_to
+from models.runtime import Architecture, Array, Decision
+
+MAX_OBSERVATIONS = 10_000
+"""Observations that one request may hold."""
+
+BODY_S = 30.0
+"""Time that a body may take to arrive."""
+
+_INLINE_BYTES = 32 * 1024
+_INLINE_PRODUCTS = 2_000_000
+_PATH = re.compile(r"/v1/(?:policies/([^/]+)|models/([^/]+)/versions/([0-9]{1,9})):act")
+_FLEET = "/v1/policies:act"
+_LARGEST = float(np.finfo(np.float32).max)
+_JSON = b"application/json"
+_FLOATS = b"application/octet-stream"
+_READ = frozenset((b"authorization", b"content-type", b"accept", b"headstart-shape", b"headstart-timeout"))
+
+Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+"""A number that float32 can hold."""
+
+TOO_LARGE = "is too large for this policy, which answers with what is no number"
+"""Why a finite observation may be refused."""
+
+_JSON_HEADER = (b"content-type", _JSON)
+_Headers = list[tuple[bytes, bytes]]
+
+T = TypeVar("T")
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class ActRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Observations to act on."""
+
+    observations: Annotated[list[list[Number]], msgspec.Meta(min_length=1)]
+    deterministic: bool = True
+    seed: Seed | None = None
+    revision: Annotated[int, msgspec.Meta(ge=0)] = 0
+    policy_actions: bool = False
+
+
+class ActResponse(msgspec.Struct, omit_defaults=True):
+    """An action for each observation, with its log-probability and the value of the observation."""
+
+    actions: list[int | list[float]]
+    log_probs: list[float]
+    values: list[float]
+    policy: str
+    revision: int | None = None
+    policy_actions: list[list[float]] | None = None
+
+
+class Pair(msgspec.Struct, forbid_unknown_fields=True):
+    """A policy, by its id, and what it is to act on."""
+
+    policy: str
+    observation: list[Number]
+
+
+class FleetActRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Observations of many policies to act on at once."""
+
+    pairs: Annotated[list[Pair], msgspec.Meta(min_length=1)]
+    deterministic: bool = True
+    seed: Seed | None = None
+    policy_actions: bool = False
+
+
+class FleetActResponse(msgspec.Struct, omit_defaults=True):
+    """An action for each pair, in their order, with its log-probability and the value of the observation."""
+
+    actions: list[int | list[float]]
+    log_probs: list[float]
+    values: list[float]
+    policy_actions: list[list[float] | None] | None = None
+
+
+@final
+class Acting:
+    """Answers `POST ...:act`, an ASGI application of its own.
+
+    Args:
+        bank: The policies.
+        keys: Who may call.
+        max_body_bytes: Of a request.
+        max_in_flight: Requests that are worked on at a time; any more are answered 503 at once.
+        deadline_s: Time that one may take once its body is there, unless it says less.
+    """
+
+    def __init__(
+        self, bank: PolicyBank, keys: KeyRing, max_body_bytes: int, max_in_flight: int, deadline_s: float
+    ) -> None:
+        self.bank = bank
+        self.arrivals = Arrivals(BODY_S)
+        self._keys = keys
+        self._max_body_bytes = max_body_bytes
+        self._max_in_flight = max_in_flight
+        self._deadline_s = deadline_s
+        self._in_flight = 0
+        self._generator = np.random.default_rng()
+        self._reader = msgspec.json.Decoder(ActRequest)
+        self._fleet_reader = msgspec.json.Decoder(FleetActRequest)
+        self._writer = msgspec.json.Encoder()
+        # Arithmetic that is done beside the event loop gains nothing from more threads than there are cores.
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    @staticmethod
+    def answers(scope: Scope) -> bool:
+        """Whether a connection is for this."""
+        return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(":act"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        self._in_flight += 1
+        try:
+            content, headers = await self._serve(scope, receive)
+        except Exception as error:
+            await problem_response(error)(scope, receive, send)
+            return
+        finally:
+            self._in_flight -= 1
+        headers.append((b"content-length", b"%d" % len(content)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _serve(self, scope: Scope, receive: Receive) -> tuple[bytes, _Headers]:
+        sent = {name: value for name, value in scope["headers"] if name in _READ}
+        principal = await authenticate(self._keys, sent.get(b"authorization"))
+        if not principal.may("policies:act"):
+            raise Forbidden("the key needs the scope policies:act")
+        if self._in_flight > self._max_in_flight:
+            raise Busy(f"{self._max_in_flight} requests are being worked on")
+        path: str = scope["path"]
+        match = _PATH.fullmatch(path)
+        if match is None and path != _FLEET:
+            raise NotFound("there is no such path")
+        body = await self._body(receive)
+        if match is None:
+            return await self._in_time(sent, self._act_fleet(sent, body))
+        policy, model, version = match.groups()
+        name = policy or f"{model}/{int(version)}"
+        kind = sent.get(b"content-type", b"")
+        if kind.startswith(_FLOATS):
+            return await self._in_time(sent, self._act_binary(name, sent, scope["query_string"], body))
+        _require_json(kind)
+        if len(body) > _INLINE_BYTES:
+            return await self._in_time(sent, self._act_large(name, body))
+        request = read_struct(self._reader, body)
+        entry = self.bank.hot(name, request.revision)
+        if entry is None:
+            entry = await self._in_time(sent, self.bank.load(name, request.revision))
+        if len(request.observations) * entry.policy.architecture.size_bytes > 4 * _INLINE_PRODUCTS:
+            return await self._in_time(sent, self._act_large(name, body))
+        return self._writer.encode(self._act(name, entry, request)), [_JSON_HEADER]
+
+    def _act(self, name: str, entry: Hot, request: ActRequest) -> ActResponse:
+        architecture, observations = entry.policy.architecture, request.observations
+        if len(observations) > 1:
+            return self._act_many(name, entry, request)
+        require_sizes(architecture, observations)
+        decision = entry.policy.act_one(observations[0], self._source(request))
+        if not (math.isfinite(decision.log_prob) and math.isfinite(decision.value)):
+            raise _not_finite(0)
+        drawn = [decision.drawn] if request.policy_actions and not architecture.discrete else None
+        return ActResponse([decision.action], [decision.log_prob], [decision.value], name, entry.revision, drawn)
+
+    def _act_many(self, name: str, entry: Hot, request: ActRequest) -> ActResponse:
+        architecture = entry.policy.architecture
+        if len(request.observations) > MAX_OBSERVATIONS:
+            raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} observations, not more")
+        require_sizes(architecture, request.observations)
+        decision = entry.policy.act(np.array(request.observations, np.float32), self._source(request))
+        require_finite(decision)
+        drawn = decision.drawn.tolist() if request.policy_actions and not architecture.discrete else None
+        actions, log_probs, values = (each.tolist() for each in decision[:3])
+        return ActResponse(actions, log_probs, values, name, entry.revision, drawn)
+
+    async def _act_large(self, name: str, body: bytes) -> tuple[bytes, _Headers]:
+        """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
+        request = await self._beside(read_struct, self._reader, body)
+        entry = (await self.bank.load(name, request.revision)).copy()
+        content = await self._beside(lambda: self._writer.encode(self._act_many(name, entry, request)))
+        return content, [_JSON_HEADER]
+
+    async def _act_binary(
+        self, name: str, sent: Mapping[bytes, bytes], query: bytes, body: bytes
+    ) -> tuple[bytes, _Headers]:
+        options = _options(query)
+        observations = _floats(sent.get(b"headstart-shape", b""), body)
+        entry = await self.bank.load(name, options.revision)
+        architecture = entry.policy.architecture
+        if observations.shape[1] != architecture.observation_size:
+            detail = f"must hold {architecture.observation_size} numbers, not {observations.shape[1]}"
+            raise Invalid(pointer_to("observations", 0), detail)
+        generator = self._source(options)
+        if observations.size > _INLINE_BYTES // 4:
+            copied = entry.copy()
+            decision = await self._beside(copied.policy.act, observations, generator)
+        else:
+            decision = entry.policy.act(observations, generator)
+        require_finite(decision)
+        columns = [decision.action.reshape(len(observations), -1), decision.log_prob[:, None], decision.value[:, None]]
+        if options.policy_actions and not architecture.discrete:
+            columns.append(decision.drawn)
+        table = np.concatenate(columns, 1, dtype="<f4", casting="same_kind")
+        headers = [(b"content-type", _FLOATS), (b"headstart-shape", b"%d,%d" % table.shape)]
+        return table.tobytes(), [*headers, (b"headstart-revision", b"%d" % entry.revision)]
+
+    async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, _Headers]:
+        _require_json(sent.get(b"content-type", b""))
+        large = len(body) > _INLINE_BYTES
+        request = await self._beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
+        pairs = request.pairs
+        if len(pairs) > MAX_OBSERVATIONS:
+            raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} pairs, not more")
+        response = FleetActResponse([0] * len(pairs), [0.0] * len(pairs), [0.0] * len(pairs))
+        if request.policy_actions:
+            response.policy_actions = [None] * len(pairs)
+        generator = self._source(request)
+        start = 0
+        while start < len(pairs):
+            start += await self._act_some(pairs, start, generator, response)
+        content = await self._beside(self._writer.encode, response) if large else self._writer.encode(response)
+        return content, [_JSON_HEADER]
+
+    def _read_fleet(self, body: bytes) -> FleetActRequest:
+        return read_struct(self._fleet_reader, body)
+
+    async def _act_some(
+        self, pairs: Sequence[Pair], start: int, generator: np.random.Generator | None, response: FleetActResponse
+    ) -> int:
+        """Fill in the answers to pairs from a place on; to how many."""
+        some = pairs[start : start + MOST_TOGETHER]
+        entries = await self.bank.load_many([pair.policy for pair in some])
+        count = together_limit(entries)
+        entries, some = entries[:count], some[:count]
+        errors = [
+            FieldError(pointer_to("pairs", start + i, "observation"), _wrong_size(size, pair.observation))
+            for i, (pair, entry) in enumerate(zip(some, entries, strict=True))
+            if len(pair.observation) != (size := entry.policy.architecture.observation_size)
+        ]
+        if errors:
+            raise Invalid.all_of(errors[:MAX_ERRORS])
+        for part in self.bank.act_together(entries, [pair.observation for pair in some], generator):
+            for i, place in enumerate(part.places):
+                log_prob, value = part.log_probs[i], part.values[i]
+                if not (math.isfinite(log_prob) and math.isfinite(value)):
+                    raise Invalid(pointer_to("pairs", start + place, "observation"), TOO_LARGE)
+                response.actions[start + place] = part.actions[i]
+                response.log_probs[start + place] = log_prob
+                response.values[start + place] = value
+                if response.policy_actions is not None and part.drawn is not None:
+                    response.policy_actions[start + place] = part.drawn[i]
+        await asyncio.sleep(0)
+        return len(some)
+
+    def _source(self, request: ActRequest | FleetActRequest | _Options) -> np.random.Generator | None:
+        if request.deterministic:
+            return None
+        return self._generator if request.seed is None else np.random.default_rng(request.seed)
+
+    async def _body(self, receive: Receive) -> bytes:
+        """The body, unless it is above the limit or does not come in time."""
+        parts, size = [], 0
+        try:
+            with self.arrivals.awaited():
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise BadRequest("the client left before the body was complete")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > self._max_body_bytes:
+                        raise PayloadTooLarge(f"the body may have at most {self._max_body_bytes} bytes")
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError as error:
+            raise TooSlow(f"the body did not arrive within {BODY_S:g} s") from error
+
+    async def _in_time(self, sent: Mapping[bytes, bytes], work: Awaitable[T]) -> T:
+        """What the work gives, unless the request's time is over before."""
+        seconds = min(_timeout(sent.get(b"headstart-timeout")), self._deadline_s)
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError as error:
+            raise Busy(f"there was no answer within {seconds:g} s") from error
+
+    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread, few at a time; one that nobody waits for any longer goes on to its end."""
+        self._limiter = self._limiter or anyio.CapacityLimiter(os.cpu_count() or 1)
+        return await anyio.to_thread.run_sync(
+            lambda: function(*arguments), limiter=self._limiter, abandon_on_cancel=True
+        )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a binary request says in its query."""
+
+    deterministic: bool = True
+    seed: int | None = None
+    revision: int = 0
+    policy_actions: bool = False
+
+
+def _options(query: bytes) -> _Options:
+    values: dict[str, Any] = {}
+    switches = {"true": True, "false": False}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name in ("deterministic", "policy_actions"):
+            if value not in switches:
+                raise Invalid(f"/{name}", "must be true or false")
+            values[name] = switches[value]
+        elif name in ("seed", "revision"):
+            if not (value.isascii() and value.isdigit() and len(value) <= 19 and int(value) < 2**63):
+                raise Invalid(f"/{name}", "must be a whole number from 0 to 2^63 - 1")
+            values[name] = int(value)
+        else:
+            raise Invalid(pointer_to(name), "unknown option; known: deterministic, seed, revision, policy_actions")
+    return _Options(**values)
+
+
+def _floats(shape: bytes, body: bytes) -> Array:
+    """Observations [M, O] from little-endian float32."""
+    found = re.fullmatch(rb"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", shape)
+    if found is None:
+        raise Invalid("", "say how many observations of how many numbers come: Headstart-Shape: 32,4")
+    rows, columns = int(found[1]), int(found[2])
+    if rows > MAX_OBSERVATIONS:
+        raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} observations, not more")
+    if rows < 1 or columns < 1 or len(body) != 4 * rows * columns:
+        raise Invalid("", f"{rows} times {columns} float32 numbers are {4 * rows * columns} bytes, not {len(body)}")
+    observations = np.frombuffer(body, "<f4").reshape(rows, columns)
+    bad = np.flatnonzero(~np.isfinite(observations).all(1))
+    if len(bad):
+        raise Invalid(pointer_to("observations", int(bad[0])), "must hold finite numbers")
+    return observations.astype(np.float32, copy=False)
+
+
+def _timeout(header: bytes | None) -> float:
+    if header is None:
+        return math.inf
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise BadRequest("Headstart-Timeout must be a number of seconds above 0")
+    return seconds
+
+
+def _require_json(kind: bytes) -> None:
+    if not kind.startswith(_JSON):
+        raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
+
+
+def require_sizes(architecture: Architecture, observations: Sequence[Sequence[float]]) -> None:
+    """Refuse observations of another size than a policy was trained on.
+
+    Raises:
+        Invalid: At the first of them.
+    """
+    size = architecture.observation_size
+    for index, row in enumerate(observations):
+        if len(row) != size:
+            raise Invalid(pointer_to("observations", index), _wrong_size(size, row))
+
+
+def _wrong_size(size: int, observation: Sequence[float]) -> str:
+    return f"must hold {size} numbers, not {len(observation)}"
+
+
+def require_finite(decision: Decision) -> None:
+    """Refuse to answer with what is no number.
+
+    Raises:
+        Invalid: At the first observation that leads to it.
+    """
+    bad = np.flatnonzero(~(np.isfinite(decision.log_prob) & np.isfinite(decision.value)))
+    if len(bad):
+        raise _not_finite(int(bad[0]))
+
+
+def _not_finite(index: int) -> Invalid:
+    return Invalid(pointer_to("observations", index), TOO_LARGE)
+
+
+def describe(schema: dict[str, Any]) -> dict[str, Any]:
+    """Add acting to an OpenAPI document: the framework does not know what it does not serve."""
+    _, components = msgspec.json.schema_components(
+        [ActRequest, ActResponse, FleetActRequest, FleetActResponse], ref_template="#/components/schemas/{name}"
+    )
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    options = [
+        _parameter("query", "deterministic", {"type": "boolean", "default": True}, "Of a binary body; as in JSON."),
+        _parameter("query", "seed", {"type": "integer", "minimum": 0}, "Of a binary body; as in JSON."),
+        _parameter("query", "revision", {"type": "integer", "minimum": 0}, "Of a binary body; as in JSON."),
+        _parameter("query", "policy_actions", {"type": "boolean"}, "Of a binary body; as in JSON."),
+        _parameter("header", "Headstart-Shape", {"type": "string"}, "Of a binary body: its rows and columns, `32,4`."),
+    ]
+    about = (
+        "One action for each observation, up to 10,000: the most likely one, or a sampled one where `deterministic` is "
+        "false; a `seed` makes sampling reproducible. `revision` asks for that revision of the policy or a later one, "
+        "`policy_actions` for continuous actions as they were drawn, in policy units, before they are clipped and "
+        "scaled. A body of type `application/octet-stream` is observations as little-endian float32, row by row, "
+        "answered by rows of action, log-probability, value and, on request, policy action."
+    )
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    for path, operation, summary, names in (
+        ("/v1/policies/{policy}:act", "act", "Act with an adapted policy", ["policy"]),
+        ("/v1/models/{model}/versions/{version}:act", "act_bare", "Act with a bare version", ["model", "version"]),
+    ):
+        described = _operation(operation, summary, about, "Act", _ACT_EXAMPLES, names)
+        described["parameters"] += options
+        described["requestBody"]["content"] |= binary
+        described["responses"]["200"]["content"] |= binary
+        schema["paths"][path] = {"post": described}
+    about = (
+        "An action for each of up to 10,000 pairs of a policy and an observation, in their order. Policies of one "
+        "architecture act together. Where a policy is unknown or an observation is wrong, nothing is answered."
+    )
+    described = _operation("act_fleet", "Act with many policies at once", about, "FleetAct", _FLEET_EXAMPLES, [])
+    schema["paths"][_FLEET] = {"post": described}
+    return schema
+
+
+_ID = POLICY["id"]
+_ACT_EXAMPLES = (
+    {"observations": [[0.01, 0.0, 0.02, 0.0]], "deterministic": True},
+    {"actions": [1], "log_probs": [-0.21], "values": [88.1], "policy": _ID, "revision": 0},
+)
+_FLEET_EXAMPLES = (
+    {"pairs": [{"policy": _ID, "observation": [0.01, 0.0, 0.02, 0.0]}], "deterministic": True},
+    {"actions": [1], "log_probs": [-0.21], "values": [88.1]},
+)
+_SUBJECTS = {
+    "policy": "A policy's id.",
+    "model": "A model's name.",
+    "version": "Number of one of its versions.",
+}
+
+
+def _operation(
+    name: str, summary: str, about: str, schemas: str, examples: tuple[Any, Any], subjects: Sequence[str]
+) -> dict[str, Any]:
+    request, response = (
+        {"application/json": {"schema": {"$ref": f"#/components/schemas/{schemas}{kind}"}, "example": example}}
+        for kind, example in zip(("Request", "Response"), examples, strict=True)
+    )
+    timeout = {"type": "number", "exclusiveMinimum": 0}
+    within = "Seconds within which an answer is of use; after them 503 is answered."
+    return {
+        "operationId": name,
+        "tags": ["policies"],
+        "summary": summary,
+        "description": about,
+        "security": [{"api_key": []}],
+        "parameters": [
+            *(_parameter("path", each, {"type": "string"}, _SUBJECTS[each]) for each in subjects),
+            _parameter("header", "Headstart-Timeout", timeout, within),
+        ],
+        "requestBody": {"required": True, "content": request},
+        "responses": {"200": {"description": "The actions", "content": response}},
+    }
+
+
+def _parameter(where: str, name: str, schema: dict[str, Any], about: str) -> dict[str, Any]:
+    return {"in": where, "name": name, "required": where == "path", "schema": schema, "description": about}
