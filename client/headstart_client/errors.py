@@ -162,8 +162,8 @@ class Conflict(Problem):
     """409: the name stands with another definition, or the resource is in use."""
 
 
-class Gone(Problem):
-    """410: it stood, and has expired or was deleted."""
+class Gone(NotFound):
+    """410: it stood, and has expired or was deleted; the detail says since when."""
 
 
 class PreconditionFailed(Problem):

@@ -25,6 +25,7 @@ CREATING: dict[str, tuple[Call, object]] = {
     "sample": (lambda c: c.families.sample("f", 1), {"tasks": [TASK]}),
     "task": (lambda c: c.tasks.create("CartPole-v1"), TASK),
     "tasks": (lambda c: c.tasks.create_many([TASK]), {"tasks": [TASK]}),
+    "apply": (lambda c: c.tasks.apply([TASK]), {"applied": True}),
     "run": (lambda c: c.runs.create("m", tasks="f", stop=STOP), RUN),
     "adaptation": (lambda c: c.adapt("m", "long"), ADAPTATION),
     "adaptations": (
@@ -44,6 +45,7 @@ REPEATED: dict[str, tuple[Call, object]] = {
         {"accepted": 1, "duplicates": 0, "adaptation": ADAPTATION},
     ),
     "finish": (lambda c: c.adaptations.finish("a1"), ADAPTATION),
+    "try to apply": (lambda c: c.tasks.apply([TASK], dry_run=True), {"applied": False}),
     "cancel run": (lambda c: c.runs.cancel("r1"), RUN),
     "cancel adaptation": (lambda c: c.adaptations.cancel("a1"), ADAPTATION),
     "cancel evaluation": (lambda c: c.evaluations.cancel("e1"), EVALUATION),
