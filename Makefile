@@ -37,6 +37,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python client/generate_sync.py --check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 serve: $(READY)

@@ -47,6 +47,7 @@ BODY_S = 30.0
 """Time that a body may take to arrive."""
 
 _INLINE_BYTES = 32 * 1024
+_HELD_BYTES = 128 * 1024 * 1024
 _INLINE_PRODUCTS = 2_000_000
 _PATH = re.compile(r"/v1/(?:policies/([^/]+)|models/([^/]+)/versions/([0-9]{1,9})):act")
 _FLEET = "/v1/policies:act"
@@ -114,6 +115,14 @@ class FleetActResponse(msgspec.Struct, omit_defaults=True):
     policy_actions: list[list[float] | None] | None = None
 
 
+@dataclass(slots=True)
+class _Held:
+    """What a request takes of what there is for all: 1 of those in flight once its body is there, and that body."""
+
+    requests: int = 0
+    size_bytes: int = 0
+
+
 @final
 class Acting:
     """Answers `POST ...:act`, an ASGI application of its own.
@@ -136,6 +145,8 @@ class Acting:
         self._max_in_flight = max_in_flight
         self._deadline_s = deadline_s
         self._in_flight = 0
+        self._held_bytes = 0
+        self._most_held_bytes = max(_HELD_BYTES, 2 * max_body_bytes)
         self._generator = np.random.default_rng()
         self._reader = msgspec.json.Decoder(ActRequest)
         self._fleet_reader = msgspec.json.Decoder(FleetActRequest)
@@ -150,30 +161,33 @@ class Acting:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        self._in_flight += 1
+        held = _Held()
         try:
-            content, headers = await self._serve(scope, receive)
+            content, headers = await self._serve(scope, receive, held)
         except Exception as error:
             await problem_response(error)(scope, receive, send)
             return
         finally:
-            self._in_flight -= 1
+            self._in_flight -= held.requests
+            self._held_bytes -= held.size_bytes
         headers.append((b"content-length", b"%d" % len(content)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _serve(self, scope: Scope, receive: Receive) -> tuple[bytes, _Headers]:
+    async def _serve(self, scope: Scope, receive: Receive, held: _Held) -> tuple[bytes, _Headers]:
         sent = {name: value for name, value in scope["headers"] if name in _READ}
         principal = await authenticate(self._keys, sent.get(b"authorization"))
         if not principal.may("policies:act"):
             raise Forbidden("the key needs the scope policies:act")
-        if self._in_flight > self._max_in_flight:
-            raise Busy(f"{self._max_in_flight} requests are being worked on")
         path: str = scope["path"]
         match = _PATH.fullmatch(path)
         if match is None and path != _FLEET:
             raise NotFound("there is no such path")
-        body = await self._body(receive)
+        body = await self._body(receive, held)
+        if self._in_flight >= self._max_in_flight:
+            raise Busy(f"{self._max_in_flight} requests are being worked on")
+        held.requests = 1
+        self._in_flight += 1
         if match is None:
             return await self._in_time(sent, self._act_fleet(sent, body))
         policy, model, version = match.groups()
@@ -298,9 +312,9 @@ class Acting:
             return None
         return self._generator if request.seed is None else np.random.default_rng(request.seed)
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive, held: _Held) -> bytes:
         """The body, unless it is above the limit or does not come in time."""
-        parts, size = [], 0
+        parts = []
         try:
             with self.arrivals.awaited():
                 while True:
@@ -308,9 +322,12 @@ class Acting:
                     if message["type"] == "http.disconnect":
                         raise BadRequest("the client left before the body was complete")
                     part = message.get("body", b"")
-                    size += len(part)
-                    if size > self._max_body_bytes:
+                    held.size_bytes += len(part)
+                    self._held_bytes += len(part)
+                    if held.size_bytes > self._max_body_bytes:
                         raise PayloadTooLarge(f"the body may have at most {self._max_body_bytes} bytes")
+                    if self._held_bytes > self._most_held_bytes:
+                        raise Busy("the bodies of other requests take all memory there is for them")
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,9 +1,23 @@
 """Client of the Headstart meta-reinforcement-learning service."""
 
+from headstart_client._async.remote import AsyncRemotePolicy
+from headstart_client._async.runs import AsyncRun
+from headstart_client._async.streams import AsyncPolicyStream
+from headstart_client._sync.remote import RemotePolicy
+from headstart_client._sync.runs import Run
+from headstart_client._sync.streams import PolicyStream
 from headstart_client.access import ApiKey
-from headstart_client.adaptations import Adaptation, AdaptationProgress, CurvePoint, Performance
+from headstart_client.adaptations import (
+    Adaptation,
+    AdaptationProgress,
+    Brought,
+    BroughtEpisode,
+    CurvePoint,
+    Performance,
+    Uploaded,
+)
 from headstart_client.applied import Applied, Difference, Finding
-from headstart_client.client import Client, Health
+from headstart_client.client import AsyncClient, Client
 from headstart_client.errors import (
     AdaptationFailed,
     BadRequest,
@@ -13,6 +27,7 @@ from headstart_client.errors import (
     EvaluationFailed,
     FieldError,
     Forbidden,
+    Gone,
     HeadstartError,
     InvalidRequest,
     InvalidResponse,
@@ -21,6 +36,7 @@ from headstart_client.errors import (
     Problem,
     RunFailed,
     ServiceFailed,
+    StreamClosed,
     Timeout,
     TooLarge,
     TooManyRequests,
@@ -28,12 +44,14 @@ from headstart_client.errors import (
 )
 from headstart_client.evaluations import Evaluation, EvaluationProgress, Leak
 from headstart_client.events import Event
+from headstart_client.health import Health
 from headstart_client.local import LocalActions, LocalPolicy
-from headstart_client.policies import Action, Policy
+from headstart_client.policies import Action, Outcome, Policy
 from headstart_client.policy_file import InvalidPolicyFile
 from headstart_client.registry import Alias, AliasEvent, Lineage, Model, Version
+from headstart_client.remote import RemoteProgress
 from headstart_client.rollouts import Episode, Rollout
-from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress, Run
+from headstart_client.runs import Best, EvaluationTasks, HeldOutReturns, Metric, Progress
 from headstart_client.tasks import Environment, Parameter, Task, TaskFamily
 from headstart_client.transport import Retry
 from headstart_client.wire import Failure, File
@@ -47,8 +65,14 @@ __all__ = [
     "AliasEvent",
     "ApiKey",
     "Applied",
+    "AsyncClient",
+    "AsyncPolicyStream",
+    "AsyncRemotePolicy",
+    "AsyncRun",
     "BadRequest",
     "Best",
+    "Brought",
+    "BroughtEpisode",
     "Client",
     "Conflict",
     "ConnectionFailed",
@@ -67,6 +91,7 @@ __all__ = [
     "File",
     "Finding",
     "Forbidden",
+    "Gone",
     "HeadstartError",
     "Health",
     "HeldOutReturns",
@@ -80,22 +105,28 @@ __all__ = [
     "Metric",
     "Model",
     "NotFound",
+    "Outcome",
     "Parameter",
     "Performance",
     "Policy",
+    "PolicyStream",
     "PreconditionFailed",
     "Problem",
     "Progress",
+    "RemotePolicy",
+    "RemoteProgress",
     "Retry",
     "Rollout",
     "Run",
     "RunFailed",
     "ServiceFailed",
+    "StreamClosed",
     "Task",
     "TaskFamily",
     "Timeout",
     "TooLarge",
     "TooManyRequests",
     "Unauthorised",
+    "Uploaded",
     "Version",
 ]

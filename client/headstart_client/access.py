@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from headstart_client.transport import Transport, segment
-from headstart_client.wire import Resource, id_of, parse, without_none
+from headstart_client.wire import Resource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,33 +30,3 @@ class ApiKey(Resource):
     created_at: datetime | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
-
-
-class ApiKeys:
-    """``client.api_keys``: who may do what."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def create(self, name: str, scopes: Iterable[str], *, expires_at: datetime | str | None = None) -> ApiKey:
-        """Make a key; its ``key`` is shown this once.
-
-        Args:
-            name: What it is for.
-            scopes: What it may do; every scope includes reading.
-            expires_at: When it stops working; a datetime needs a time zone.
-        """
-        if isinstance(expires_at, datetime):
-            if expires_at.tzinfo is None:
-                raise ValueError("expires_at needs a time zone: datetime.now(UTC) + timedelta(days=90)")
-            expires_at = expires_at.isoformat()
-        body = without_none(name=name, scopes=list(scopes), expires_at=expires_at)
-        return parse(ApiKey, self._transport.create("/v1/api-keys", body))
-
-    def list(self) -> Iterator[ApiKey]:
-        """Every key, revoked ones too, without the keys themselves."""
-        return (parse(ApiKey, k) for k in self._transport.items("/v1/api-keys", "api_keys"))
-
-    def revoke(self, key: str | ApiKey) -> None:
-        """Make a key, given by its id, open nothing any more."""
-        self._transport.request("DELETE", f"/v1/api-keys/{segment(id_of(key))}")

@@ -28,6 +28,11 @@ class Display(Protocol):
         """Show the run as it is known last, and leave that standing."""
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a stream goes to a terminal on which lines can be drawn over."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def choose_display(wanted: bool | None, stream: TextIO) -> Display | None:
     """What shows a run on ``stream``.
 
@@ -35,7 +40,7 @@ def choose_display(wanted: bool | None, stream: TextIO) -> Display | None:
         wanted: ``None``: only if it is a terminal; ``False``: not at all.
         stream: Where to write.
     """
-    terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+    terminal = is_terminal(stream)
     if wanted is False or (wanted is None and not terminal):
         return None
     return LiveBlock(stream) if terminal else PlainLines(stream)

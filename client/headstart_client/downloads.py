@@ -1,4 +1,4 @@
-"""Files from the service: resumed where they broke off, checked before they are put in place."""
+"""Files from the service: what names, checks and continues them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
-from headstart_client.errors import DigestMismatch, InvalidResponse, Problem
-from headstart_client.transport import Transport
+from headstart_client.errors import InvalidResponse
 
-_ETAG = re.compile(r'^"sha256-([0-9a-f]{64})"$')
-_RANGE = re.compile(r"^bytes (\d+)-")
-
-
-def download(transport: Transport, path: str, to: Path, sha256: str | None = None) -> Path:
-    """Fetch a file to ``to``; nothing is transferred when it is there already.
-
-    Bytes gather in ``<to>.part``, which a later call continues; ``to`` appears whole and checked or not at
-    all.
-
-    Args:
-        transport: The service.
-        path: Path of the file on the service.
-        to: Where to put it; folders are made.
-        sha256: Its hex digest; otherwise the one in the response's ETag.
-
-    Returns:
-        ``to``.
-
-    Raises:
-        DigestMismatch: If the bytes are not those that were promised.
-    """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    fetch = _Download(transport, path, to, sha256)
-    transport.repeat(fetch.once)
-    return to
+ETAG = re.compile(r'^"sha256-([0-9a-f]{64})"$')
+RANGE = re.compile(r"^bytes (\d+)-")
 
 
 def plain_name(name: str) -> str:
@@ -48,63 +23,7 @@ def plain_name(name: str) -> str:
     return name
 
 
-class _Download:
-    def __init__(self, transport: Transport, path: str, to: Path, sha256: str | None) -> None:
-        self._transport = transport
-        self._path = path
-        self._to = to
-        self._part = to.with_name(to.name + ".part")
-        self._sha256 = sha256
-        self._promised = sha256
-        here = _digest(to) if to.exists() else None
-        self._here = here if sha256 in (None, here) else None
-
-    def once(self, attempt: int) -> None:
-        offset = self._part.stat().st_size if self._part.exists() and self._promised else 0
-        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-        if self._here:
-            headers["If-None-Match"] = f'"sha256-{self._here}"'
-        if offset:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"sha256-{self._promised}"'}
-        try:
-            resumed = self._receive(headers, offset)
-        except Problem as problem:
-            if problem.status != 416:
-                raise
-            self._part.unlink()  # longer than the file: left over from something else
-            return self.once(attempt)
-        if resumed is not None:
-            self._put_in_place(resumed)
-        return None
-
-    def _receive(self, headers: dict[str, str], offset: int) -> bool | None:
-        """Write the body; True if it continued a part, None if the file here is current."""
-        with self._transport.stream(self._path, headers) as response:
-            if response.status_code == 304:
-                return None
-            tag = _ETAG.match(response.headers.get("etag", ""))
-            served = tag[1] if tag else None
-            start = _RANGE.match(response.headers.get("content-range", ""))
-            resumed = response.status_code == 206 and start is not None and int(start[1]) == offset > 0
-            if response.status_code == 206 and not resumed:
-                raise InvalidResponse(f"{self._path}: the service sent another range than was asked for")
-            if self._sha256 is None:
-                self._promised = served
-            with self._part.open("ab" if resumed else "wb") as file:
-                for chunk in response.iter_bytes():
-                    file.write(chunk)
-        return resumed
-
-    def _put_in_place(self, resumed: bool) -> None:
-        found = _digest(self._part)
-        if self._promised and found != self._promised:
-            self._part.unlink()
-            error = DigestMismatch(f"{self._path} has sha256 {found}, but {self._promised} was promised")
-            error.transient = resumed  # the part here may have been the wrong one
-            raise error
-        self._part.replace(self._to)
-
-
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headstart_client.adaptations import Adaptation
     from headstart_client.evaluations import Evaluation
-    from headstart_client.runs import Run
+    from headstart_client.runs import RunRecord
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
@@ -32,6 +32,19 @@ class ConnectionFailed(HeadstartError):
     transient = True
 
 
+class StreamClosed(ConnectionFailed):
+    """A stream of actions is over: the service went away, nothing was asked for long, or it was closed here.
+
+    Attributes:
+        code: Close code of the WebSocket; 1006 where the connection broke, 1000 where it was closed here.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.transient = code != 1000
+
+
 class InvalidResponse(HeadstartError):
     """An answer that no Headstart service sends: not JSON, or a member missing or of another type."""
 
@@ -51,7 +64,7 @@ class RunFailed(HeadstartError):
         run: The run as it ended; ``run.error`` says why.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunRecord) -> None:
         reason = f": {run.error.detail}" if run.error else ""
         super().__init__(f"run {run.id} {'was cancelled' if run.state == 'cancelled' else 'failed'}{reason}")
         self.run = run
@@ -149,6 +162,10 @@ class Conflict(Problem):
     """409: the name stands with another definition, or the resource is in use."""
 
 
+class Gone(NotFound):
+    """410: it stood, and has expired or was deleted; the detail says since when."""
+
+
 class PreconditionFailed(Problem):
     """412: the resource has changed since its ETag was read."""
 
@@ -175,6 +192,7 @@ PROBLEMS: dict[int, type[Problem]] = {
     403: Forbidden,
     404: NotFound,
     409: Conflict,
+    410: Gone,
     412: PreconditionFailed,
     413: TooLarge,
     422: InvalidRequest,

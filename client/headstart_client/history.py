@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 from headstart_client.curve import Series
 
 if TYPE_CHECKING:
-    from headstart_client.runs import Metric, Progress, Run
+    from headstart_client.runs import Metric, Progress, RunRecord
 
 WINDOW_S = 10.0
 COUNTABLE = ("iterations", "environment_steps", "seconds")
@@ -29,7 +29,7 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.run: Run | None = None
+        self.run: RunRecord | None = None
         self.iterations = 0
         self.environment_steps = 0
         self.values: dict[str, float] = {}
@@ -39,7 +39,7 @@ class History:
         self._heard_s: float | None = None
         self._window: deque[tuple[float, int, int]] = deque()
 
-    def take_run(self, run: Run, now_s: float) -> None:
+    def take_run(self, run: RunRecord, now_s: float) -> None:
         """Bring the run up to date."""
         if self.run is not None and run.attempts != self.run.attempts:
             # Another worker goes on from the newest checkpoint, which lies behind.

@@ -10,7 +10,7 @@ from headstart_client.history import COUNTABLE, History
 from headstart_client.output import cell
 
 if TYPE_CHECKING:
-    from headstart_client.runs import Run
+    from headstart_client.runs import RunRecord
 
 PLAIN_BAR = 24
 LONGEST_NAME = 32
@@ -66,7 +66,7 @@ def _parts(history: History, now_s: float, width: int, glyphs: Glyphs) -> list[l
     return [*parts, *([(word, "")] for word in words)]
 
 
-def _times(history: History, run: Run, now_s: float) -> list[str]:
+def _times(history: History, run: RunRecord, now_s: float) -> list[str]:
     rates = history.rates()
     elapsed = duration(history.elapsed_s(now_s))
     words = [] if rates is None else [f"{amount(rates[1])} steps/s"]

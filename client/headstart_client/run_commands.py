@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 
+from headstart_client._sync.runs import Run, Runs
 from headstart_client.client import Client
 from headstart_client.groups import Group, add_limit, limited
 from headstart_client.inputs import STATES, object_or_word, read_object
 from headstart_client.output import Output, fields, listing, record, table
-from headstart_client.runs import Run, Runs
 from headstart_client.waiting import goes_on
 
 

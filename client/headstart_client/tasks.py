@@ -1,17 +1,14 @@
-"""Environments, task families and tasks."""
+"""Environments, task families and tasks, as they are known."""
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from headstart_client.applied import Applied
 from headstart_client.errors import FieldError, InvalidResponse, Problem
-from headstart_client.transport import Transport, json_of, segment
 from headstart_client.wire import Resource, parse, without_none
 
 LARGEST_BATCH = 1000
@@ -168,217 +165,18 @@ def task_definition(
     )
 
 
-class Environments:
-    """``client.environments``: the models that tasks can run in."""
+def tasks_of(answer: Any) -> list[Task]:
+    """The tasks that a service answered.
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def list(self) -> Iterator[Environment]:
-        """Every environment of this service."""
-        return (parse(Environment, e) for e in self._transport.items("/v1/environments", "environments"))
-
-    def get(self, environment: str) -> Environment:
-        """One environment, by id."""
-        return parse(Environment, self._transport.get(f"/v1/environments/{segment(environment)}"))
-
-
-class Families:
-    """``client.families``: distributions over tasks."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def create(
-        self,
-        name: str,
-        environment: str,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        reward: Reward | None = None,
-        discount: float | None = None,
-        horizon: int | None = None,
-    ) -> TaskFamily:
-        """Register a family; the same definition again gives the one that stands.
-
-        Args:
-            name: Its name.
-            environment: Id of the environment of every task in it.
-            parameters: Of each parameter that is not at its default: a constant, ``{"choice": [...]}``,
-                ``{"uniform": [low, high]}`` or ``{"loguniform": [low, high]}``.
-            reward: An expression; the environment's own reward where not given.
-            discount: γ in (0, 1].
-            horizon: Steps after which an episode is cut off.
-
-        Raises:
-            Conflict: If the name stands with another definition.
-            InvalidRequest: If the definition is wrong.
-        """
-        definition = task_definition(
-            environment, name=name, parameters=parameters, reward=reward, discount=discount, horizon=horizon
-        )
-        return self.submit(definition)
-
-    def submit(self, body: Mapping[str, object]) -> TaskFamily:
-        """Register a family from a whole request body, as :meth:`create`."""
-        return parse(TaskFamily, self._transport.create("/v1/task-families", body))
-
-    def get(self, family: str) -> TaskFamily:
-        """One family, by name."""
-        return parse(TaskFamily, self._transport.get(f"/v1/task-families/{segment(family)}"))
-
-    def sample(self, family: str | TaskFamily, count: int, *, seed: int = 0, split: str = "train") -> list[Task]:
-        """Draw tasks and register them; the same call gives the same tasks.
-
-        Args:
-            family: The family, or its name.
-            count: How many, 1 to 1000.
-            seed: Another seed, other tasks; at least 0.
-            split: ``train``, ``validation`` or ``test``; their tasks are drawn independently.
-        """
-        name = family if isinstance(family, str) else family.name
-        path = f"/v1/task-families/{segment(name)}:sample"
-        return _tasks(self._transport.create(path, {"count": count, "seed": seed, "split": split}))
-
-    def list(self) -> Iterator[TaskFamily]:
-        """Every family, presets included."""
-        return (parse(TaskFamily, f) for f in self._transport.items("/v1/task-families", "task_families"))
-
-
-class Tasks:
-    """``client.tasks``: the tasks that are registered."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def create(
-        self,
-        environment: str,
-        *,
-        name: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        reward: Reward | None = None,
-        discount: float | None = None,
-        horizon: int | None = None,
-        family: str | None = None,
-        split: str | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Task:
-        """Register a task; the same definition again gives the one that stands.
-
-        Args:
-            environment: Id of its environment.
-            name: Its name; made from its digest where not given.
-            parameters: Those that are not at their default.
-            reward: An expression over ``observation``, ``action``, ``next_observation``, ``reward`` and
-                ``terminated``; the environment's own reward where not given.
-            discount: γ in (0, 1].
-            horizon: Steps after which an episode is cut off.
-            family: Name of the family it belongs to.
-            split: ``train``, ``validation`` or ``test``.
-            labels: Words to find it by.
-
-        Raises:
-            Conflict: If the name stands with another definition.
-            InvalidRequest: If the definition is wrong.
-        """
-        body = task_definition(
-            environment,
-            name=name,
-            parameters=parameters,
-            reward=reward,
-            discount=discount,
-            horizon=horizon,
-            family=family,
-            split=split,
-            labels=labels,
-        )
-        return parse(Task, self._transport.create("/v1/tasks", body))
-
-    def create_many(self, tasks: Iterable[Mapping[str, object] | Task]) -> list[Task]:
-        """Register many tasks, in batches of 1000; of each batch all or none.
-
-        A batch that is refused leaves those before it registered; calling again with the same tasks makes no
-        second ones. Pointers in the problem count from the first of all the tasks: ``/tasks/1204/discount``.
-
-        Args:
-            tasks: Definitions (arguments of :meth:`create` by name), or tasks as another service listed them.
-
-        Returns:
-            The tasks that stand, in the same order.
-        """
-        definitions = (t.definition() if isinstance(t, Task) else t for t in tasks)
-        created: list[Task] = []
-        while batch := list(itertools.islice(definitions, LARGEST_BATCH)):
-            try:
-                answer = self._transport.create("/v1/tasks:batchCreate", {"tasks": batch})
-            except Problem as problem:
-                raise _counted_from(problem, len(created)) from problem
-            created += _tasks(answer)
-        return created
-
-    def apply(
-        self,
-        tasks: Iterable[Mapping[str, object] | Task] = (),
-        families: Iterable[Mapping[str, object]] = (),
-        *,
-        dry_run: bool = False,
-    ) -> Applied:
-        """Make families and tasks stand as they are defined, all of them or none; again, it changes nothing.
-
-        Unlike :meth:`create`, a name and labels that a definition gives must be those that stand.
-
-        Args:
-            tasks: Definitions (arguments of :meth:`create` by name), or tasks as another service listed them; at
-                most 10,000.
-            families: Definitions (arguments of :meth:`Families.create` by name); the tasks may be theirs.
-            dry_run: Say what it would come to, conflicts included, and change nothing.
-
-        Raises:
-            Conflict: If anything stands against a definition; ``errors`` says what differs.
-            InvalidRequest: If a definition is wrong.
-        """
-        definitions = [t.definition() if isinstance(t, Task) else t for t in tasks]
-        body = {"families": list(families), "tasks": definitions, "dry_run": dry_run}
-        if dry_run:
-            return parse(Applied, json_of(self._transport.request("POST", "/v1/tasks:apply", body=body)))
-        return parse(Applied, self._transport.create("/v1/tasks:apply", body))
-
-    def get(self, task: str) -> Task:
-        """One task, by id or name."""
-        return parse(Task, self._transport.get(f"/v1/tasks/{segment(task)}"))
-
-    def list(
-        self,
-        *,
-        family: str | None = None,
-        split: str | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Iterator[Task]:
-        """Registered tasks, of one family, split or with all of some labels, fetched as they are needed."""
-        query = {
-            "family": family,
-            "split": split,
-            "label": [f"{key}:{value}" for key, value in labels.items()] if labels else None,
-        }
-        return (parse(Task, t) for t in self._transport.items("/v1/tasks", "tasks", query))
-
-    def delete(self, task: str | Task) -> None:
-        """Hide a task; its name and definition become free.
-
-        Raises:
-            Conflict: While a run uses it.
-        """
-        self._transport.request("DELETE", f"/v1/tasks/{segment(task if isinstance(task, str) else task.id)}")
-
-
-def _tasks(answer: Any) -> list[Task]:
+    Raises:
+        InvalidResponse: If it is none.
+    """
     if not isinstance(answer, Mapping) or not isinstance(answer.get("tasks"), list):
         raise InvalidResponse("the answer has no list 'tasks'")
     return [parse(Task, task) for task in answer["tasks"]]
 
 
-def _counted_from(problem: Problem, first: int) -> Problem:
+def counted_from(problem: Problem, first: int) -> Problem:
     """The problem of one batch, its pointers shifted to count from the first task of all batches."""
 
     def shifted(text: str) -> str:

@@ -51,6 +51,10 @@ def problem(status: int, detail: str = "no", **headers: str) -> Answer:
     return answer({"type": "/problems/x", "title": "X", "status": status, "detail": detail}, status, **headers)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 class ScriptedServer:
     """Gives its answers in order, whatever is asked, and remembers the requests."""
 
@@ -58,13 +62,17 @@ class ScriptedServer:
         self.requests: list[Received] = []
         self._answers: deque[Answer | Callable[[], Answer]] = deque()
         self._over = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def script(self, *answers: Answer | Callable[[], Answer]) -> None:
         """What to answer next; a function is called when its request is there."""
         self._answers.extend(answers)
+
+    def forget(self) -> None:
+        """Drop the answers that nobody has asked for."""
+        self._answers.clear()
 
     @property
     def unused(self) -> int:

@@ -242,6 +242,62 @@ def test_a_bare_version_acts_too(server: ScriptedServer, client: Client) -> None
     assert action.values is None
 
 
+REMOTE = {"remote": {"observation_space": {"type": "box", "low": [0], "high": [1]}, "action_space": {"n": 2}}}
+
+
+def test_an_adaptation_that_collects_episodes_is_not_waited_for(server: ScriptedServer, client: Client) -> None:
+    collecting = adaptation("collecting", policy="p1", revision=0, remote={"episodes_needed": 20})
+    server.script(answer(collecting, 201))
+    found = client.adapt("m", REMOTE, steps=1, episodes=20)
+    assert not found.finished
+    assert found.remote is not None
+    assert (found.policy, found.revision, found.remote.episodes_needed) == ("p1", 0, 20)
+    assert server.requests[0].json["task"] == REMOTE
+
+
+def test_episodes_are_brought_listed_and_taken_back(server: ScriptedServer, client: Client, tmp_path: Path) -> None:
+    episode = {"id": "a/1", "revision": 0, "observations": np.zeros((2, 1)), "actions": [1], "rewards": [0.5]}
+    listed = {"id": "a/1", "revision": 0, "steps": 1, "return": 0.5, "complete": True, "used_in": 1}
+    brought = {"episodes": 1, "episodes_needed": 0, "steps_taken": 1, "off_policy": 0.01}
+    server.script(
+        answer({"accepted": 1, "duplicates": 0, "adaptation": adaptation("collecting", revision=1, remote=brought)}),
+        answer({"episodes": [listed], "next_page_token": None}),
+        Answer(200, b"{}\n{}\n", {"Content-Type": "application/jsonl"}),
+        answer(adaptation("running")),
+        answer(adaptation("succeeded", policy="p1", revision=1)),
+    )
+    uploaded = client.adaptations.upload("a1", [episode], wait_s=5)
+    assert (uploaded.accepted, uploaded.adaptation.revision) == (1, 1)
+    assert server.requests[0].headers["prefer"] == "wait=5"
+    assert server.requests[0].json["episodes"][0]["observations"] == [[0.0], [0.0]]
+    (found,) = client.adaptations.episodes("a1")
+    assert (found.id, found.episode_return, found.used_in) == ("a/1", 0.5, 1)
+    assert client.adaptations.download_episodes("a1", tmp_path / "all.jsonl").read_bytes() == b"{}\n{}\n"
+    assert server.requests[2].path == "/v1/adaptations/a1/episodes?format=jsonl"
+    assert client.adaptations.finish("a1").state == "succeeded"
+    assert server.requests[3].path == "/v1/adaptations/a1:finish"
+
+
+def test_an_action_is_recorded_and_its_reward_told_later(server: ScriptedServer, client: Client) -> None:
+    acted = {"actions": [[0.5]], "log_probs": [-0.2], "values": [88.1], "policy": "p1", "revision": 2}
+    server.script(
+        answer({**acted, "event_id": "v1", "policy_actions": [[0.7]]}),
+        answer({"event_id": "v1", "adaptation": "a1", "policy": "p1", "reward": 1.0}),
+        answer(acted),
+    )
+    action = client.act("p1", [0.0], deterministic=False, revision=2, policy_actions=True, record=True)
+    assert (action.event_id, action.revision) == ("v1", 2)
+    assert action.policy_actions is not None
+    assert action.policy_actions.tolist() == [[0.7]]
+    outcome = client.policies.reward(action, 1.0)
+    assert (outcome.adaptation, outcome.reward) == ("a1", 1.0)
+    assert [request.path for request in server.requests] == ["/v1/policies/p1:act", "/v1/events/v1:reward"]
+    asked = {"deterministic": False, "revision": 2, "policy_actions": True, "record": True}
+    assert [request.json for request in server.requests] == [{"observations": [[0.0]], **asked}, {"reward": 1.0}]
+    with pytest.raises(ValueError, match="record=True"):
+        client.policies.reward(client.act("p1", [0.0]), 1.0)
+
+
 def test_an_observation_with_a_nan_is_not_sent(server: ScriptedServer, client: Client) -> None:
     with pytest.raises(ValueError, match="JSON"):
         client.act("p1", [float("nan")])

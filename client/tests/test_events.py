@@ -4,7 +4,7 @@ import pytest
 from scripted_server import Answer, ScriptedServer, problem
 
 from headstart_client import Client, ConnectionFailed, InvalidResponse, NotFound
-from headstart_client.events import lines, parse_events
+from headstart_client._sync.events import lines, parse_events
 
 METRICS = b'id: 1\nevent: metrics\ndata: {"sequence": 1}\n\n'
 MORE = b'id: 2\nevent: metrics\ndata: {"sequence": 2}\n\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -328,6 +329,42 @@ def test_a_fleet_request_that_is_not_right_is_refused_with_the_place(
 
 
 # Load.
+
+
+def test_a_body_that_does_not_arrive_is_given_up(app: FastAPI, client: Client, policy: str) -> None:
+    app.acting.arrivals.limit_s = 0.0
+    key = client.headers["authorization"].encode()
+    headers = [(b"authorization", key), (b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": f"/v1/policies/{policy}:act", "query_string": b""}
+    sent: list[Any] = []
+
+    async def one_request() -> None:
+        parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> Any:
+            return parts.pop() if parts else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        request = asyncio.create_task(app(scope | {"headers": headers}, receive, send))
+        await asyncio.sleep(0.05)
+        await app.acting.arrivals.end_overdue()
+        await request
+
+    client.portal.call(one_request)
+    assert sent[0]["status"] == 408
+    assert (app.acting._held_bytes, app.acting._in_flight) == (0, 0)
+
+
+def test_bodies_that_would_take_too_much_memory_are_refused(app: FastAPI, client: Client, policy: str) -> None:
+    app.acting._held_bytes = app.acting._most_held_bytes
+    response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
+    assert response.status_code == 503
+    assert "memory" in response.json()["detail"]
+    app.acting._held_bytes = 0
+    assert act(client, policy)
+    assert app.acting._held_bytes == 0
 
 
 def test_more_requests_than_may_be_in_flight_are_answered_503_at_once(

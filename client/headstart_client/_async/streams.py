@@ -1,0 +1,222 @@
+"""A stream to a policy of a service: one message an observation."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import Self, final
+
+from numpy.typing import ArrayLike
+
+from headstart_client._async.transport import AsyncTransport
+from headstart_client.errors import HeadstartError, StreamClosed, Unauthorised
+from headstart_client.policies import Action
+from headstart_client.sockets import Address, AsyncSocket, async_open_socket
+from headstart_client.streams import MEANINGS, message, read_message, stream_action
+from headstart_client.transport import NO_KEY, segment
+
+
+@final
+class AsyncPolicyStream:
+    """A connection on which a policy acts. Use it in an ``async with`` statement, and not from two places at once.
+
+    A stream that has ended stays so: what it raised says why. It can be opened again, and opens itself where that was
+    asked for.
+
+    Attributes:
+        policy: Id of what acts.
+        revision: Of the policy, as it was told last.
+    """
+
+    def __init__(self, transport: AsyncTransport, policy: str, deterministic: bool, reopen: bool) -> None:
+        self.policy = policy
+        self.revision: int | None = None
+        self._transport = transport
+        self._deterministic = deterministic
+        self._reopen = reopen
+        self._socket: AsyncSocket | None = None
+        self._torn = False
+        self._sent = 0
+        self._received = 0
+        self._awaited = deque[int]()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect, and ask which policy this is; tried again as any call that may be repeated.
+
+        Raises:
+            ConnectionFailed: If there is no answer.
+            Unauthorised: If the key is not valid.
+            Forbidden: If it lacks the scope.
+            NotFound: If there is no such policy.
+            Gone: If it has expired or was deleted.
+            ServiceFailed: If the service has too much to do.
+        """
+        await self._transport.repeat(self._connect)
+
+    async def close(self) -> None:
+        """Say goodbye; a closed stream can be opened again."""
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            await socket.close()
+
+    async def act(
+        self,
+        observations: ArrayLike,
+        *,
+        deterministic: bool | None = None,
+        episode_start: bool = False,
+        seed: int | None = None,
+        revision: int | None = None,
+        policy_actions: bool = False,
+    ) -> Action:
+        """Ask for actions and wait for them.
+
+        A call that was interrupted, or was not answered in time, may be made again: its late answer is passed over.
+
+        Args:
+            observations: [M, O], or [O] for one, in environment units.
+            deterministic: The likeliest action (True) or one drawn from the policy's distribution; as the stream does
+                where not given.
+            episode_start: Whether an episode begins; the first message of a connection begins one anyway.
+            seed: Makes the actions that are drawn in this episode repeatable; where an episode begins.
+            revision: Of the policy, at least.
+            policy_actions: Whether to answer continuous actions as they were drawn, too.
+
+        Returns:
+            The action: arrays over M observations, 1 for [O].
+
+        Raises:
+            Problem: If the service refused the message; the stream goes on, unless it was closed with it: ``Gone``,
+                ``ServiceFailed``.
+            StreamClosed: If the stream is over.
+            ConnectionFailed: If there is no answer in time.
+            ValueError: If an observation holds a NaN or an infinity, or answers are still to be received.
+        """
+        if self._awaited:
+            raise ValueError(f"{len(self._awaited)} answers are still to be received: receive() them first")
+        data = self._message(observations, deterministic, episode_start, seed, revision, policy_actions)
+
+        async def ask(attempt: int) -> Action:
+            if attempt or (self._reopen and self._socket is None):
+                await self._connect(attempt)
+            self._awaited.append(await self._put(data))
+            try:
+                return await self.receive()
+            finally:
+                self._awaited.clear()
+
+        return await self._transport.repeat(ask) if self._reopen else await ask(0)
+
+    async def send(
+        self,
+        observations: ArrayLike,
+        *,
+        deterministic: bool | None = None,
+        episode_start: bool = False,
+        seed: int | None = None,
+        revision: int | None = None,
+        policy_actions: bool = False,
+    ) -> None:
+        """Ask for actions, and receive them later; any number may be on their way. Arguments as :meth:`act`."""
+        data = self._message(observations, deterministic, episode_start, seed, revision, policy_actions)
+        self._awaited.append(await self._put(data))
+
+    async def receive(self) -> Action:
+        """The answer to the oldest :meth:`send` that has not been received; raises as :meth:`act`.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not self._awaited:
+            raise ValueError("every answer has been received")
+        data = await self._take(self._awaited[0])
+        # An answer that is late or whose call was interrupted is still to come: the next call receives it.
+        self._awaited.popleft()
+        action = stream_action(read_message(data), self.policy)
+        self.revision = self.revision if action.revision is None else action.revision
+        return action
+
+    def _message(
+        self,
+        observations: ArrayLike,
+        deterministic: bool | None,
+        episode_start: bool,
+        seed: int | None,
+        revision: int | None,
+        policy_actions: bool,
+    ) -> bytes:
+        return message(
+            observations,
+            deterministic=self._deterministic if deterministic is None else deterministic,
+            episode_start=episode_start,
+            seed=seed,
+            revision=revision,
+            policy_actions=policy_actions,
+        )
+
+    async def _connect(self, _attempt: int) -> None:
+        key = self._transport.key.found()
+        try:
+            await self._greet(key)
+        except Unauthorised as refused:
+            if key is not None:
+                raise
+            # The service may have been starting, and answers once its key is written.
+            found = self._transport.key.found()
+            if found is None:
+                if NO_KEY not in getattr(refused, "__notes__", ()):
+                    refused.add_note(NO_KEY)
+                raise
+            await self._greet(found)
+
+    async def _greet(self, key: str | None) -> None:
+        """Connect, and ask which revision acts: what the service refuses, it refuses here."""
+        await self.close()
+        path = f"/v1/policies/{segment(self.policy)}/stream"
+        self._socket = await async_open_socket(Address(self._transport.url, path, key, self._transport.timeout_s))
+        self._torn, self._sent, self._received = False, 0, 0
+        self._awaited.clear()
+        try:
+            self.revision = read_message(await self._take(await self._put(b"{}"))).get("revision")
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _put(self, data: bytes) -> int:
+        """Send a message; its number."""
+        socket = self._opened()
+        number, self._sent = self._sent, self._sent + 1
+        try:
+            await socket.send(data)
+        except HeadstartError:
+            raise
+        except BaseException:
+            # It may have been sent in part, or not at all: which answer belongs to what is no longer known.
+            self._torn = True
+            raise
+        return number
+
+    async def _take(self, number: int) -> bytes:
+        """The answer to a message; those before it, which nobody waits for any more, are passed over."""
+        socket = self._opened()
+        while True:
+            data = await socket.receive()
+            self._received += 1
+            if self._received > number:
+                return data
+
+    def _opened(self) -> AsyncSocket:
+        if self._socket is None:
+            raise StreamClosed(MEANINGS[1000], 1000)
+        if self._torn:
+            raise StreamClosed("sending was interrupted: open the stream again", 1006)
+        return self._socket
