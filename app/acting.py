@@ -8,47 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, final
 from urllib.parse import parse_qsl
 
-import anyio
-import anyio.to_thread
 import msgspec
 import numpy as np
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
-from app.arrivals import Arrivals
-from app.auth import KeyRing, authenticate
+from app.auth import KeyRing
 from app.bodies import read_struct
+from app.documentation import describe_operation, describe_parameter
 from app.errors import (
-    BadRequest,
-    Busy,
-    Forbidden,
     Invalid,
     NotFound,
     PayloadTooLarge,
-    TooSlow,
     UnsupportedMediaType,
-    problem_response,
 )
 from app.inference import MOST_TOGETHER, Hot, PolicyBank, together_limit
 from app.policies.examples import POLICY
+from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, is_long
 from app.validation import MAX_ERRORS, FieldError, pointer_to
 from models.runtime import Architecture, Array, Decision
 
 MAX_OBSERVATIONS = 10_000
 """Observations that one request may hold."""
 
-BODY_S = 30.0
-"""Time that a body may take to arrive."""
-
-_INLINE_BYTES = 32 * 1024
-_HELD_BYTES = 128 * 1024 * 1024
-_INLINE_PRODUCTS = 2_000_000
 _PATH = re.compile(r"/v1/(?:policies/([^/]+)|models/([^/]+)/versions/([0-9]{1,9})):act")
 _FLEET = "/v1/policies:act"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -63,7 +50,6 @@ TOO_LARGE = "is too large for this policy, which answers with what is no number"
 """Why a finite observation may be refused."""
 
 _JSON_HEADER = (b"content-type", _JSON)
-_Headers = list[tuple[bytes, bytes]]
 
 T = TypeVar("T")
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -115,79 +101,36 @@ class FleetActResponse(msgspec.Struct, omit_defaults=True):
     policy_actions: list[list[float] | None] | None = None
 
 
-@dataclass(slots=True)
-class _Held:
-    """What a request takes of what there is for all: 1 of those in flight once its body is there, and that body."""
-
-    requests: int = 0
-    size_bytes: int = 0
-
-
 @final
-class Acting:
+class Acting(ShortPath):
     """Answers `POST ...:act`, an ASGI application of its own.
 
     Args:
         bank: The policies.
         keys: Who may call.
-        max_body_bytes: Of a request.
-        max_in_flight: Requests that are worked on at a time; any more are answered 503 at once.
-        deadline_s: Time that one may take once its body is there, unless it says less.
+        load: What there is for all that act.
     """
 
-    def __init__(
-        self, bank: PolicyBank, keys: KeyRing, max_body_bytes: int, max_in_flight: int, deadline_s: float
-    ) -> None:
+    def __init__(self, bank: PolicyBank, keys: KeyRing, load: Load) -> None:
+        super().__init__(keys, load)
         self.bank = bank
-        self.arrivals = Arrivals(BODY_S)
-        self._keys = keys
-        self._max_body_bytes = max_body_bytes
-        self._max_in_flight = max_in_flight
-        self._deadline_s = deadline_s
-        self._in_flight = 0
-        self._held_bytes = 0
-        self._most_held_bytes = max(_HELD_BYTES, 2 * max_body_bytes)
-        self._generator = np.random.default_rng()
         self._reader = msgspec.json.Decoder(ActRequest)
         self._fleet_reader = msgspec.json.Decoder(FleetActRequest)
         self._writer = msgspec.json.Encoder()
-        # Arithmetic that is done beside the event loop gains nothing from more threads than there are cores.
-        self._limiter: anyio.CapacityLimiter | None = None
 
     @staticmethod
     def answers(scope: Scope) -> bool:
         """Whether a connection is for this."""
         return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(":act"))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        held = _Held()
-        try:
-            content, headers = await self._serve(scope, receive, held)
-        except Exception as error:
-            await problem_response(error)(scope, receive, send)
-            return
-        finally:
-            self._in_flight -= held.requests
-            self._held_bytes -= held.size_bytes
-        headers.append((b"content-length", b"%d" % len(content)))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    async def _serve(self, scope: Scope, receive: Receive, held: _Held) -> tuple[bytes, _Headers]:
+    async def _serve(self, scope: Scope, receive: Receive, held: Held) -> tuple[bytes, Headers]:
         sent = {name: value for name, value in scope["headers"] if name in _READ}
-        principal = await authenticate(self._keys, sent.get(b"authorization"))
-        if not principal.may("policies:act"):
-            raise Forbidden("the key needs the scope policies:act")
+        await self._actor(sent)
         path: str = scope["path"]
         match = _PATH.fullmatch(path)
         if match is None and path != _FLEET:
             raise NotFound("there is no such path")
         body = await self._body(receive, held)
-        if self._in_flight >= self._max_in_flight:
-            raise Busy(f"{self._max_in_flight} requests are being worked on")
-        held.requests = 1
-        self._in_flight += 1
         if match is None:
             return await self._in_time(sent, self._act_fleet(sent, body))
         policy, model, version = match.groups()
@@ -196,13 +139,13 @@ class Acting:
         if kind.startswith(_FLOATS):
             return await self._in_time(sent, self._act_binary(name, sent, scope["query_string"], body))
         _require_json(kind)
-        if len(body) > _INLINE_BYTES:
+        if len(body) > INLINE_BYTES:
             return await self._in_time(sent, self._act_large(name, body))
         request = read_struct(self._reader, body)
         entry = self.bank.hot(name, request.revision)
         if entry is None:
             entry = await self._in_time(sent, self.bank.load(name, request.revision))
-        if len(request.observations) * entry.policy.architecture.size_bytes > 4 * _INLINE_PRODUCTS:
+        if is_long(entry.policy.architecture, len(request.observations)):
             return await self._in_time(sent, self._act_large(name, body))
         return self._writer.encode(self._act(name, entry, request)), [_JSON_HEADER]
 
@@ -228,7 +171,7 @@ class Acting:
         actions, log_probs, values = (each.tolist() for each in decision[:3])
         return ActResponse(actions, log_probs, values, name, entry.revision, drawn)
 
-    async def _act_large(self, name: str, body: bytes) -> tuple[bytes, _Headers]:
+    async def _act_large(self, name: str, body: bytes) -> tuple[bytes, Headers]:
         """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
         request = await self._beside(read_struct, self._reader, body)
         entry = (await self.bank.load(name, request.revision)).copy()
@@ -237,7 +180,7 @@ class Acting:
 
     async def _act_binary(
         self, name: str, sent: Mapping[bytes, bytes], query: bytes, body: bytes
-    ) -> tuple[bytes, _Headers]:
+    ) -> tuple[bytes, Headers]:
         options = _options(query)
         observations = _floats(sent.get(b"headstart-shape", b""), body)
         entry = await self.bank.load(name, options.revision)
@@ -246,7 +189,7 @@ class Acting:
             detail = f"must hold {architecture.observation_size} numbers, not {observations.shape[1]}"
             raise Invalid(pointer_to("observations", 0), detail)
         generator = self._source(options)
-        if observations.size > _INLINE_BYTES // 4:
+        if observations.size > INLINE_BYTES // 4:
             copied = entry.copy()
             decision = await self._beside(copied.policy.act, observations, generator)
         else:
@@ -259,9 +202,9 @@ class Acting:
         headers = [(b"content-type", _FLOATS), (b"headstart-shape", b"%d,%d" % table.shape)]
         return table.tobytes(), [*headers, (b"headstart-revision", b"%d" % entry.revision)]
 
-    async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, _Headers]:
+    async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, Headers]:
         _require_json(sent.get(b"content-type", b""))
-        large = len(body) > _INLINE_BYTES
+        large = len(body) > INLINE_BYTES
         request = await self._beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
         pairs = request.pairs
         if len(pairs) > MAX_OBSERVATIONS:
@@ -306,49 +249,6 @@ class Acting:
                     response.policy_actions[start + place] = part.drawn[i]
         await asyncio.sleep(0)
         return len(some)
-
-    def _source(self, request: ActRequest | FleetActRequest | _Options) -> np.random.Generator | None:
-        if request.deterministic:
-            return None
-        return self._generator if request.seed is None else np.random.default_rng(request.seed)
-
-    async def _body(self, receive: Receive, held: _Held) -> bytes:
-        """The body, unless it is above the limit or does not come in time."""
-        parts = []
-        try:
-            with self.arrivals.awaited():
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequest("the client left before the body was complete")
-                    part = message.get("body", b"")
-                    held.size_bytes += len(part)
-                    self._held_bytes += len(part)
-                    if held.size_bytes > self._max_body_bytes:
-                        raise PayloadTooLarge(f"the body may have at most {self._max_body_bytes} bytes")
-                    if self._held_bytes > self._most_held_bytes:
-                        raise Busy("the bodies of other requests take all memory there is for them")
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
-        except TimeoutError as error:
-            raise TooSlow(f"the body did not arrive within {BODY_S:g} s") from error
-
-    async def _in_time(self, sent: Mapping[bytes, bytes], work: Awaitable[T]) -> T:
-        """What the work gives, unless the request's time is over before."""
-        seconds = min(_timeout(sent.get(b"headstart-timeout")), self._deadline_s)
-        try:
-            async with asyncio.timeout(seconds):
-                return await work
-        except TimeoutError as error:
-            raise Busy(f"there was no answer within {seconds:g} s") from error
-
-    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread, few at a time; one that nobody waits for any longer goes on to its end."""
-        self._limiter = self._limiter or anyio.CapacityLimiter(os.cpu_count() or 1)
-        return await anyio.to_thread.run_sync(
-            lambda: function(*arguments), limiter=self._limiter, abandon_on_cancel=True
-        )
 
 
 @dataclass(frozen=True)
@@ -395,18 +295,6 @@ def _floats(shape: bytes, body: bytes) -> Array:
     return observations.astype(np.float32, copy=False)
 
 
-def _timeout(header: bytes | None) -> float:
-    if header is None:
-        return math.inf
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = math.nan
-    if not seconds > 0:
-        raise BadRequest("Headstart-Timeout must be a number of seconds above 0")
-    return seconds
-
-
 def _require_json(kind: bytes) -> None:
     if not kind.startswith(_JSON):
         raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
@@ -434,9 +322,15 @@ def require_finite(decision: Decision) -> None:
     Raises:
         Invalid: At the first observation that leads to it.
     """
+    index = first_not_finite(decision)
+    if index is not None:
+        raise _not_finite(index)
+
+
+def first_not_finite(decision: Decision) -> int | None:
+    """The first observation whose answer is no number; None: there is none."""
     bad = np.flatnonzero(~(np.isfinite(decision.log_prob) & np.isfinite(decision.value)))
-    if len(bad):
-        raise _not_finite(int(bad[0]))
+    return int(bad[0]) if len(bad) else None
 
 
 def _not_finite(index: int) -> Invalid:
@@ -450,11 +344,15 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
     )
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
     options = [
-        _parameter("query", "deterministic", {"type": "boolean", "default": True}, "Of a binary body; as in JSON."),
-        _parameter("query", "seed", {"type": "integer", "minimum": 0}, "Of a binary body; as in JSON."),
-        _parameter("query", "revision", {"type": "integer", "minimum": 0}, "Of a binary body; as in JSON."),
-        _parameter("query", "policy_actions", {"type": "boolean"}, "Of a binary body; as in JSON."),
-        _parameter("header", "Headstart-Shape", {"type": "string"}, "Of a binary body: its rows and columns, `32,4`."),
+        describe_parameter(
+            "query", "deterministic", {"type": "boolean", "default": True}, "Of a binary body; as in JSON."
+        ),
+        describe_parameter("query", "seed", {"type": "integer", "minimum": 0}, "Of a binary body; as in JSON."),
+        describe_parameter("query", "revision", {"type": "integer", "minimum": 0}, "Of a binary body; as in JSON."),
+        describe_parameter("query", "policy_actions", {"type": "boolean"}, "Of a binary body; as in JSON."),
+        describe_parameter(
+            "header", "Headstart-Shape", {"type": "string"}, "Of a binary body: its rows and columns, `32,4`."
+        ),
     ]
     about = (
         "One action for each observation, up to 10,000: the most likely one, or a sampled one where `deterministic` is "
@@ -463,12 +361,13 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
         "scaled. A body of type `application/octet-stream` is observations as little-endian float32, row by row, "
         "answered by rows of action, log-probability, value and, on request, policy action."
     )
+    version = {"model": "A model's name.", "version": "Number of one of its versions."}
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     for path, operation, summary, names in (
-        ("/v1/policies/{policy}:act", "act", "Act with an adapted policy", ["policy"]),
-        ("/v1/models/{model}/versions/{version}:act", "act_bare", "Act with a bare version", ["model", "version"]),
+        ("/v1/policies/{policy}:act", "act", "Act with an adapted policy", {"policy": "A policy's id."}),
+        ("/v1/models/{model}/versions/{version}:act", "act_bare", "Act with a bare version", version),
     ):
-        described = _operation(operation, summary, about, "Act", _ACT_EXAMPLES, names)
+        described = describe_operation(operation, "policies", summary, about, "Act", _ACT_EXAMPLES, names)
         described["parameters"] += options
         described["requestBody"]["content"] |= binary
         described["responses"]["200"]["content"] |= binary
@@ -477,7 +376,9 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
         "An action for each of up to 10,000 pairs of a policy and an observation, in their order. Policies of one "
         "architecture act together. Where a policy is unknown or an observation is wrong, nothing is answered."
     )
-    described = _operation("act_fleet", "Act with many policies at once", about, "FleetAct", _FLEET_EXAMPLES, [])
+    described = describe_operation(
+        "act_fleet", "policies", "Act with many policies at once", about, "FleetAct", _FLEET_EXAMPLES, {}
+    )
     schema["paths"][_FLEET] = {"post": described}
     return schema
 
@@ -491,36 +392,3 @@ _FLEET_EXAMPLES = (
     {"pairs": [{"policy": _ID, "observation": [0.01, 0.0, 0.02, 0.0]}], "deterministic": True},
     {"actions": [1], "log_probs": [-0.21], "values": [88.1]},
 )
-_SUBJECTS = {
-    "policy": "A policy's id.",
-    "model": "A model's name.",
-    "version": "Number of one of its versions.",
-}
-
-
-def _operation(
-    name: str, summary: str, about: str, schemas: str, examples: tuple[Any, Any], subjects: Sequence[str]
-) -> dict[str, Any]:
-    request, response = (
-        {"application/json": {"schema": {"$ref": f"#/components/schemas/{schemas}{kind}"}, "example": example}}
-        for kind, example in zip(("Request", "Response"), examples, strict=True)
-    )
-    timeout = {"type": "number", "exclusiveMinimum": 0}
-    within = "Seconds within which an answer is of use; after them 503 is answered."
-    return {
-        "operationId": name,
-        "tags": ["policies"],
-        "summary": summary,
-        "description": about,
-        "security": [{"api_key": []}],
-        "parameters": [
-            *(_parameter("path", each, {"type": "string"}, _SUBJECTS[each]) for each in subjects),
-            _parameter("header", "Headstart-Timeout", timeout, within),
-        ],
-        "requestBody": {"required": True, "content": request},
-        "responses": {"200": {"description": "The actions", "content": response}},
-    }
-
-
-def _parameter(where: str, name: str, schema: dict[str, Any], about: str) -> dict[str, Any]:
-    return {"in": where, "name": name, "required": where == "path", "schema": schema, "description": about}

@@ -139,23 +139,26 @@ async def authenticate(keys: KeyRing, authorization: bytes | None) -> Principal:
 
 
 class AuthenticationMiddleware:
-    """Lets nothing under the given prefixes pass without a key; the holder is ``scope["headstart.principal"]``."""
+    """Lets nothing under `/v1` and `/v2` pass without a key, but for `/v2/health`.
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, prefixes: tuple[str, ...] = ("/v1",)) -> None:
+    The holder is ``scope["headstart.principal"]``.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self.app = app
         self.keys = keys
-        self.prefixes = prefixes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "http" and self._guards(scope["path"]):
+        if scope["type"] == "http" and _is_guarded(scope["path"]):
             # The first of several counts, as everywhere.
             sent = next((value for name, value in scope["headers"] if name == b"authorization"), None)
             scope["headstart.principal"] = await authenticate(self.keys, sent)
         await self.app(scope, receive, send)
 
-    def _guards(self, path: str) -> bool:
-        return any(path == prefix or path.startswith(prefix + "/") for prefix in self.prefixes)
+
+def _is_guarded(path: str) -> bool:
+    return f"{path}/".startswith(("/v1/", "/v2/")) and not path.startswith("/v2/health/")
 
 
 _bearer = HTTPBearer(

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from app.validation import Schema
@@ -59,6 +59,7 @@ _PROBLEM_SCHEMA: dict[str, Any] = {
         "title": {"type": "string", "description": "The kind of problem, for people."},
         "status": {"type": "integer", "description": "The HTTP status."},
         "detail": {"type": "string", "description": "What is wrong and what would be right."},
+        "error": {"type": "string", "description": "The same, under `/v2` only: there it is called so."},
         "errors": {
             "type": "array",
             "items": {
@@ -108,6 +109,46 @@ def operations(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every operation of an OpenAPI document."""
     for methods in schema["paths"].values():
         yield from methods.values()
+
+
+def describe_operation(
+    name: str, tag: str, summary: str, about: str, schemas: str, examples: Sequence[Any], path: Mapping[str, str]
+) -> dict[str, Any]:
+    """A POST that acts, which the framework does not serve and so does not know.
+
+    Args:
+        name: Its `operationId`.
+        tag: What it is listed under.
+        summary: In a few words.
+        about: In full.
+        schemas: Of the bodies: what comes before `Request` and `Response` in their names.
+        examples: Of the request and of the answer.
+        path: Parameters of the path, and what they are.
+    """
+    request, response = (
+        {"application/json": {"schema": {"$ref": f"#/components/schemas/{schemas}{kind}"}, "example": example}}
+        for kind, example in zip(("Request", "Response"), examples, strict=True)
+    )
+    timeout = {"type": "number", "exclusiveMinimum": 0}
+    within = "Seconds within which an answer is of use; after them 503 is answered."
+    return {
+        "operationId": name,
+        "tags": [tag],
+        "summary": summary,
+        "description": about,
+        "security": [{"api_key": []}],
+        "parameters": [
+            *(describe_parameter("path", each, {"type": "string"}, what) for each, what in path.items()),
+            describe_parameter("header", "Headstart-Timeout", timeout, within),
+        ],
+        "requestBody": {"required": True, "content": request},
+        "responses": {"200": {"description": "The actions", "content": response}},
+    }
+
+
+def describe_parameter(where: str, name: str, schema: dict[str, Any], about: str) -> dict[str, Any]:
+    """A parameter of such an operation."""
+    return {"in": where, "name": name, "required": where == "path", "schema": schema, "description": about}
 
 
 def document_examples(schema: dict[str, Any]) -> None:

@@ -198,11 +198,14 @@ def problem_of(error: Exception) -> ProblemDocument:
     return _problem(problem.status, slug, problem.title, known.detail, known.errors, known.headers)
 
 
-def problem_response(error: Exception) -> Response:
-    """The problem+json answer to any exception."""
+def problem_response(error: Exception, scope: Scope) -> Response:
+    """The problem+json answer to any exception; under `/v2` with the message as the protocol there has it, too."""
     problem = problem_of(error)
+    body = problem.body
+    if f"{scope['path']}/".startswith("/v2/"):
+        body = {"error": body["detail"]} | body
     # ASCII only: what a caller sent may hold characters that UTF-8 cannot.
-    content = json.dumps(problem.body, ensure_ascii=True).encode("ascii")
+    content = json.dumps(body, ensure_ascii=True).encode("ascii")
     return Response(content, problem.status, dict(problem.headers), media_type="application/problem+json")
 
 
@@ -278,14 +281,14 @@ class ProblemMiddleware:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            await problem_response(error)(scope, receive, send)
+            await problem_response(error, scope)(scope, receive, send)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer the framework's own errors as problems too; the others reach :class:`ProblemMiddleware`."""
 
-    async def answer(_: Request, error: Exception) -> Response:
-        return problem_response(error)
+    async def answer(request: Request, error: Exception) -> Response:
+        return problem_response(error, request.scope)
 
     for kind in (HTTPException, RequestValidationError, HeadstartError, InvalidValue):
         app.add_exception_handler(kind, answer)

@@ -15,7 +15,8 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from app.acting import Acting, describe
+from app.acting import Acting
+from app.acting import describe as describe_acting
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
@@ -29,9 +30,15 @@ from app.keys.routes import router as keys_router
 from app.policies.rollouts import Theatre
 from app.policies.routes import router as policies_router
 from app.preparation import prepare
+from app.protocol.catalogue import Catalogue
+from app.protocol.inference import Inferring
+from app.protocol.inference import describe as describe_inferring
+from app.protocol.routes import router as protocol_router
+from app.protocol.statistics import Statistics
 from app.registry.routes import router as registry_router
 from app.runs.routes import router as runs_router
 from app.settings import Settings
+from app.short_path import Load
 from app.store import ArtefactStore
 from app.streaming import Streaming
 from app.tasks.routes import router as tasks_router
@@ -82,12 +89,15 @@ class Application(FastAPI):
     """The framework's application, except that acting is answered without the framework's layers."""
 
     acting: Acting
+    inferring: Inferring
     streaming: Streaming
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if Acting.answers(scope):
             await self.acting(scope, receive, send)
+        elif Inferring.answers(scope):
+            await self.inferring(scope, receive, send)
         elif Streaming.answers(scope):
             await self.streaming(scope, receive, send)
         else:
@@ -101,6 +111,8 @@ def create_app(settings: Settings) -> FastAPI:
     keys = KeyRing(database)
     store = ArtefactStore(settings.artefacts)
     bank = PolicyBank(database, store, settings.hot_bytes)
+    catalogue, statistics = Catalogue(bank, database), Statistics()
+    load = Load(settings.max_body_bytes, settings.max_in_flight, settings.act_timeout)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Application) -> AsyncIterator[None]:
@@ -112,7 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         chores = [
             asyncio.create_task(_repeat(partial(run_in_threadpool, keys.refresh), REFRESH_S, stopping)),
             asyncio.create_task(_repeat(bank.refresh, REFRESH_S, stopping)),
-            asyncio.create_task(_repeat(app.acting.arrivals.end_overdue, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(load.arrivals.end_overdue, REFRESH_S, stopping)),
             asyncio.create_task(_repeat(app.streaming.first.end_overdue, REFRESH_S, stopping)),
             asyncio.create_task(_repeat(app.streaming.idle.end_overdue, REFRESH_S, stopping)),
             asyncio.create_task(_repeat(partial(run_in_threadpool, _purge, database), _PURGE_S, stopping)),
@@ -140,18 +152,22 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.keys = keys
     app.state.store = store
     app.state.bank = bank
+    app.state.catalogue = catalogue
+    app.state.statistics = statistics
     for router in ROUTERS:
         app.include_router(router, prefix="/v1")
     app.include_router(health)
+    app.include_router(protocol_router, prefix="/v2")
     add_error_handlers(app)
     openapi = app.openapi
-    app.openapi = cache(lambda: complete(describe(openapi())))  # type: ignore[method-assign]
+    app.openapi = cache(lambda: complete(describe_inferring(describe_acting(openapi()))))  # type: ignore[method-assign]
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
     app.streaming = Streaming(bank, keys, settings.max_in_flight)
-    app.acting = Acting(bank, keys, settings.max_body_bytes, settings.max_in_flight, settings.act_timeout)
+    app.acting = Acting(bank, keys, load)
+    app.inferring = Inferring(catalogue, statistics, keys, load)
     return app
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 OBSERVATION: dict[str, Any] = {"name": "observation", "datatype": "FP32", "shape": [-1, 4]}
 
-OUTPUTS: list[dict[str, Any]] = [
+OUTPUTS: list[Any] = [
     {"name": "action", "datatype": "INT64", "shape": [-1]},
     {"name": "log_prob", "datatype": "FP32", "shape": [-1]},
     {"name": "value", "datatype": "FP32", "shape": [-1]},

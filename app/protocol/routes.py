@@ -23,7 +23,9 @@ from app.protocol.statistics import ModelStatistics, Statistics
 router = APIRouter(tags=["inference-protocol"])
 
 ModelName = Annotated[str, Path(description="A policy's id; or a model's name, or `model@alias`.")]
-ModelVersion = Annotated[str, Path(description="A policy's newest revision; or the number of one of a model's versions.")]
+ModelVersion = Annotated[
+    str, Path(description="A policy's newest revision; or the number of one of a model's versions.")
+]
 
 _EXTENSIONS = ["binary_tensor_data", "parameters", "statistics"]
 

@@ -37,6 +37,12 @@ _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _HEADER_LENGTH = b"inference-header-content-length"
 
 
+_ROWS: dict[str, Any] = {
+    "type": "array",
+    "items": {"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]},
+}
+
+
 class InputParameters(msgspec.Struct, forbid_unknown_fields=True):
     """How many bytes of the binary data are the tensor's; without it the tensor is in JSON."""
 
@@ -50,12 +56,7 @@ class InferInput(msgspec.Struct, forbid_unknown_fields=True):
     datatype: str
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
     parameters: InputParameters | None = None
-    data: Annotated[
-        msgspec.Raw,
-        msgspec.Meta(
-            extra_json_schema={"type": "array", "items": {"type": ["number", "array"], "items": {"type": "number"}}}
-        ),
-    ] = msgspec.Raw(b"")
+    data: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema=_ROWS)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class OutputParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -238,7 +239,7 @@ def _read_observations(inputs: Sequence[InferInput], binary: memoryview) -> Arra
 def _from_binary(tensor: InferInput, size: int, binary: memoryview) -> NDArray[Any]:
     dtype = np.dtype(DATATYPES[tensor.datatype])
     expected = math.prod(tensor.shape) * dtype.itemsize
-    if bytes(tensor.data):
+    if tensor.data is not msgspec.UNSET:
         raise Invalid("/inputs/0/data", "goes without binary_data_size")
     if size != expected:
         detail = f"is {size}, but shape {tensor.shape} of {tensor.datatype} is {expected} bytes"
@@ -254,17 +255,20 @@ def _from_binary(tensor: InferInput, size: int, binary: memoryview) -> NDArray[A
 
 
 def _from_json(tensor: InferInput) -> NDArray[Any]:
-    datatype, raw = tensor.datatype, bytes(tensor.data)
-    if not raw:
+    datatype = tensor.datatype
+    if isinstance(tensor.data, msgspec.UnsetType):
         raise Invalid("/inputs/0/data", "required, or binary_data_size")
     if datatype == "BF16":
         raise Invalid("/inputs/0/datatype", "BF16 comes as binary data only")
+    raw = bytes(tensor.data)
     nested = re.match(rb"\[\s*\[", raw) is not None
     floats, wholes = (_NESTED_FLOATS, _NESTED_WHOLES) if nested else (_FLOATS, _WHOLES)
     try:
         numbers: list[Any] = read_struct(wholes if "INT" in datatype else floats, raw)
     except Invalid as error:
-        raise Invalid.all_of([FieldError(f"/inputs/0/data{each.pointer}", each.detail) for each in error.errors]) from error
+        raise Invalid.all_of(
+            [FieldError(f"/inputs/0/data{each.pointer}", each.detail) for each in error.errors]
+        ) from error
     rows, columns = tensor.shape
     lengths = [len(numbers), *(len(row) for row in numbers)] if nested else [len(numbers)]
     if lengths != ([rows] + rows * [columns] if nested else [rows * columns]):

@@ -332,7 +332,7 @@ def test_a_fleet_request_that_is_not_right_is_refused_with_the_place(
 
 
 def test_a_body_that_does_not_arrive_is_given_up(app: FastAPI, client: Client, policy: str) -> None:
-    app.acting.arrivals.limit_s = 0.0
+    app.acting.load.arrivals.limit_s = 0.0
     key = client.headers["authorization"].encode()
     headers = [(b"authorization", key), (b"content-type", b"application/json"), (b"content-length", b"100")]
     scope = {"type": "http", "method": "POST", "path": f"/v1/policies/{policy}:act", "query_string": b""}
@@ -349,33 +349,33 @@ def test_a_body_that_does_not_arrive_is_given_up(app: FastAPI, client: Client, p
 
         request = asyncio.create_task(app(scope | {"headers": headers}, receive, send))
         await asyncio.sleep(0.05)
-        await app.acting.arrivals.end_overdue()
+        await app.acting.load.arrivals.end_overdue()
         await request
 
     client.portal.call(one_request)
     assert sent[0]["status"] == 408
-    assert (app.acting._held_bytes, app.acting._in_flight) == (0, 0)
+    assert (app.acting.load.held_bytes, app.acting.load.in_flight) == (0, 0)
 
 
 def test_bodies_that_would_take_too_much_memory_are_refused(app: FastAPI, client: Client, policy: str) -> None:
-    app.acting._held_bytes = app.acting._most_held_bytes
+    app.acting.load.held_bytes = app.acting.load.most_held_bytes
     response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
     assert response.status_code == 503
     assert "memory" in response.json()["detail"]
-    app.acting._held_bytes = 0
+    app.acting.load.held_bytes = 0
     assert act(client, policy)
-    assert app.acting._held_bytes == 0
+    assert app.acting.load.held_bytes == 0
 
 
 def test_more_requests_than_may_be_in_flight_are_answered_503_at_once(
     app: FastAPI, client: Client, policy: str
 ) -> None:
-    app.acting._in_flight = app.acting._max_in_flight
+    app.acting.load.in_flight = app.acting.load.max_in_flight
     response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["type"] == "/problems/unavailable"
-    app.acting._in_flight = 0
+    app.acting.load.in_flight = 0
     assert act(client, policy)
 
 
