@@ -127,7 +127,7 @@ class _Loop:
         active = ~self.over
         before = int(self._environment_steps[active][0]) // self._config.evaluation_interval
         segment, metrics = self._tuner.round(self._used().to(self._tuner.tasks.discount))
-        self._tuner.observe(segment)
+        self._tuner.observed.observe(segment)
         steps, places = segment.reward.shape[1:]
         self._environment_steps += active * (steps * places)
         self._episodes += active * segment.finished
