@@ -37,11 +37,11 @@ def database_clock(session: Session) -> datetime:
 
 
 def request_cancellation(session: Session, table: type[Work], id_: str) -> bool:
-    """End work that is queued at once, and have work that is running ended by its worker; whether it was either."""
+    """End work that no worker has at once, and have work that is running ended by its worker; whether it was either."""
     moment = now()
     # One statement for each state: a worker may claim the work, or end it, at any moment.
     statements = (
-        (table.state == "queued", {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
+        (table.state.in_(("queued", "collecting")), {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
         (table.state == "running", {"cancel_requested_at": func.coalesce(table.cancel_requested_at, moment)}),
     )
     found = False

@@ -14,8 +14,8 @@ from app.leases import request_cancellation
 from app.tables import Work
 from app.validation import Schema, Whole
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-"""Where work stands; the last three are final."""
+State = Literal["queued", "running", "succeeded", "failed", "cancelled", "collecting"]
+"""Where work stands. Succeeded, failed and cancelled are final; only remote adaptations are ever collecting."""
 
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 """States that work does not leave."""
