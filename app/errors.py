@@ -64,6 +64,10 @@ class NotFound(HeadstartError):
     """Nothing of that name or id."""
 
 
+class Gone(HeadstartError):
+    """What was there and is no more; the detail says since when."""
+
+
 class Conflict(HeadstartError):
     """What stands is against it."""
 
@@ -141,6 +145,7 @@ PROBLEMS: dict[type[HeadstartError], Problem] = {
     Forbidden: Problem(403, "The API key lacks a scope"),
     NotFound: Problem(404, "Not found"),
     Conflict: Problem(409, "In conflict with what stands"),
+    Gone: Problem(410, "No longer there"),
     PreconditionFailed: Problem(412, "Changed since it was last seen"),
     PayloadTooLarge: Problem(413, "The body is too large"),
     UnsupportedMediaType: Problem(415, "The body is of the wrong kind"),

@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from app.auth import Principal
-from app.bodies import parse_json
+from app.bodies import read_struct
 from app.database import Database
 from app.errors import BadRequest, Corrupt, Forbidden, Invalid, NotFound, UnsupportedMediaType
 from app.policies import service as policies
@@ -207,15 +207,7 @@ class Act:
         await send({"type": "http.response.body", "body": content})
 
     def _answer(self, name: str, policy: NumpyPolicy, body: bytes) -> bytes:
-        return self._encoder.encode(self.bank.act(name, policy, self._read(body)))
-
-    def _read(self, body: bytes) -> ActRequest:
-        try:
-            return self._decoder.decode(body)
-        except msgspec.MsgspecError as error:
-            # The quick reader says little of what is wrong; the careful one names the place.
-            parse_json(body)
-            raise _invalid(str(error)) from error
+        return self._encoder.encode(self.bank.act(name, policy, read_struct(self._decoder, body)))
 
 
 async def _body(headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> bytes:
@@ -230,18 +222,6 @@ async def _body(headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> byt
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _invalid(message: str) -> Invalid:
-    """The error for what the quick reader found: ``Expected `float`, got `str` - at `$.observations[0][2]```."""
-    detail, _, place = message.partition(" - at ")
-    pointer = pointer_to(*re.findall(r"[A-Za-z_]\w*|\d+", place.strip("`").removeprefix("$")))
-    if found := re.fullmatch(r"Object contains unknown field `(.*)`", detail, re.DOTALL):
-        known = ", ".join(ActRequest.__struct_fields__)
-        return Invalid(pointer_to(found[1]), f"unknown field; known: {known}")
-    if found := re.fullmatch(r"Object missing required field `(.*)`", detail):
-        return Invalid(pointer_to(found[1]), "required")
-    return Invalid(pointer, detail)
 
 
 def describe(schema: dict[str, Any]) -> dict[str, Any]:

@@ -39,9 +39,10 @@ def database_clock(session: Session) -> datetime:
 def request_cancellation(session: Session, table: type[Work], id_: str) -> bool:
     """End work that no worker has at once, and have work that is running ended by its worker; whether it was either."""
     moment = now()
-    # One statement for each state: a worker may claim the work, or end it, at any moment.
+    idle = table.state.in_(("queued", "collecting"))
+    # One statement for idle work, one for running: a worker may claim it, or end it, at any moment.
     statements = (
-        (table.state.in_(("queued", "collecting")), {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
+        (idle, {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
         (table.state == "running", {"cancel_requested_at": func.coalesce(table.cancel_requested_at, moment)}),
     )
     found = False
