@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.adaptations.routes import events_router
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
@@ -43,6 +44,7 @@ ROUTERS = (
     runs_router,
     registry_router,
     adaptations_router,
+    events_router,
     policies_router,
     evaluations_router,
     keys_router,

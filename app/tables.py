@@ -383,9 +383,7 @@ class EpisodePiece(Base):
     digest: Mapped[str] = mapped_column(Text)
     payload: Mapped[bytes] = mapped_column(LargeBinary)
 
-    __table_args__ = (
-        ForeignKeyConstraint(["adaptation_id", "episode_id"], ["episodes.adaptation_id", "episodes.id"]),
-    )
+    __table_args__ = (ForeignKeyConstraint(["adaptation_id", "episode_id"], ["episodes.adaptation_id", "episodes.id"]),)
 
 
 class ActEvent(_Row):

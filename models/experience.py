@@ -15,8 +15,8 @@ from models.finetune.stream import Segment
 from models.policy import Policy
 from models.types import Params, Rollout, stack_params
 
-_LARGEST_LOG_RATIO = 700.0
-"""Its exponential is about the largest number there is."""
+_LARGEST_LOG_RATIO = 100.0
+"""Far beyond all that means anything; exponentials of it can still be added up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +138,7 @@ def read_episodes(policy: Policy, episodes: Sequence[Episode], behaviour: Mappin
     acted_by = torch.repeat_interleave(unknown, lengths)
     for revision in {int(each) for each in unknown if each >= 0}:
         rows = acted_by == revision
-        transitions.log_prob[rows] = _log_prob(
-            policy, behaviour[revision], observation[rows], transitions.action[rows]
-        )
+        transitions.log_prob[rows] = _log_prob(policy, behaviour[revision], observation[rows], transitions.action[rows])
     return transitions
 
 

@@ -12,6 +12,7 @@ import torch
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.adaptations.remote import is_remote
 from app.adaptations.service import find_task, read_task, require_same_spaces
 from app.database import Database
 from app.errors import CannotDraw, Corrupt, Invalid, Unavailable
@@ -130,6 +131,8 @@ def _task(session: Session, entry: service.PolicyEntry, reference: str | None) -
         adaptation = session.get(Adaptation, entry.policy.adaptation_id)
         if adaptation is None or entry.task is None:
             raise Invalid("/task", "must be given: this policy was not adapted to a task here")
+        if is_remote(adaptation.task_definition):
+            raise Invalid("/task", "must be given: the environment that this policy was adapted to is with a client")
         return read_task(adaptation.task_definition), entry.task
     except InvalidValue as error:
         raise InvalidValue(f"/task{error.pointer}", error.detail) from error

@@ -104,8 +104,14 @@ def delete_policy(policy_id: str, session: RequestSession, by: Writer) -> None:
     responses={200: {"content": {"application/octet-stream": {}}}, 206: {}, 304: {}},
 )
 def get_policy_file(
-    policy_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+    policy_id: str,
+    request: Request,
+    session: RequestSession,
+    store: RequestStore,
+    _: Caller,
+    revision: Annotated[int | None, Query(ge=0, lt=2**31, description="An older one; by default the newest.")] = None,
 ) -> Response:
     """The policy's parameters. ETag is their sha256; If-None-Match, Range and If-Range are honoured."""
     policy = service.get_policy(session, policy_id).policy
-    return serve_file(request, store, service.FILE_NAME, policy.sha256, policy.size_bytes)
+    sha256, size_bytes = service.get_revision(session, policy, revision)
+    return serve_file(request, store, service.FILE_NAME, sha256, size_bytes)

@@ -17,7 +17,8 @@ class PolicyBody(Schema):
     """A policy that an adaptation yielded.
 
     ``task`` is the id of the task it was adapted to, or the task's definition where it was never registered;
-    ``model`` and ``version`` are null where adapting began from scratch.
+    ``model`` and ``version`` are null where adapting began from scratch. ``environment`` is null where that is with a
+    client; then ``revision`` counts how often the policy has changed, and ``files`` are those of the newest.
     """
 
     id: str
@@ -25,7 +26,8 @@ class PolicyBody(Schema):
     model: str | None
     version: int | None
     task: str | dict[str, Any] | None
-    environment: str
+    environment: str | None
+    revision: int
     policy: dict[str, Any]
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
@@ -44,6 +46,7 @@ class PolicyBody(Schema):
             version=row.version,
             task=entry.task,
             environment=row.spec["environment"],
+            revision=row.revision,
             policy=row.spec["policy"],
             observation_space=row.spec["observation_space"],
             action_space=row.spec["action_space"],

@@ -13,11 +13,13 @@ from sqlalchemy.orm import Session
 
 from app.auth import Principal, audit
 from app.database import now
-from app.errors import NotFound
+from app.errors import Invalid, NotFound
+from app.leases import request_cancellation
 from app.pagination import Page, paginate
 from app.registry.service import VersionEntry, find_version, get_file, get_version, publish_version
 from app.store import ArtefactStore
-from app.tables import Adaptation, Policy
+from app.tables import Adaptation, Policy, PolicyRevision
+from app.work import FINAL
 from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, learner_from_json, load_params, pack, policy_from_json
 from models.learners import MAML, Learner, MAMLConfig
 
@@ -60,13 +62,16 @@ def load(session: Session, policy_id: str) -> tuple[dict[str, Any], str, datetim
 
 
 def delete_policy(session: Session, by: Principal, policy_id: str) -> None:
-    """Take a policy away; its bytes go when a worker next sweeps.
+    """Take a policy away; its bytes go when a worker next sweeps. A remote adaptation that changes it is cancelled.
 
     Raises:
         NotFound: As :func:`get_policy`.
     """
     policy = _find(session, policy_id)
     policy.deleted_at = now()
+    adaptation = session.get(Adaptation, policy.adaptation_id)
+    if adaptation is not None and adaptation.counts is not None:
+        request_cancellation(session, Adaptation, adaptation.id)
     audit(session, by, "policies.delete", f"policies/{policy.id}")
 
 
@@ -94,6 +99,7 @@ def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy
         about |= {
             "adaptation": adaptation.id,
             "task": adaptation.task_definition,
+            "revision": policy.revision,
             "method": adaptation.method,
             "seed": adaptation.seed,
             "metrics": returns,
@@ -103,6 +109,32 @@ def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy
     version = publish_version(session, model, json.loads(manifest), files, None, parent)
     audit(session, by, "policies.publish", f"policies/{policy.id}", model=model, version=version.number)
     return get_version(session, model, str(version.number))
+
+
+def require_settled(session: Session, policy: Policy, pointer: str) -> None:
+    """Refuse to build on a policy that may still change: what is asked for now would come of what it is later.
+
+    Raises:
+        Invalid: At the pointer, if its remote adaptation is not over.
+    """
+    adaptation = session.get(Adaptation, policy.adaptation_id)
+    if adaptation is not None and adaptation.counts is not None and adaptation.state not in FINAL:
+        detail = f"policy {policy.id} may still change: finish its adaptation, {adaptation.id}, or publish the policy"
+        raise Invalid(pointer, detail)
+
+
+def get_revision(session: Session, policy: Policy, revision: int | None) -> tuple[str, int]:
+    """Digest and size of a policy's parameters as they were, or are (None).
+
+    Raises:
+        NotFound: If there is no such revision.
+    """
+    if revision is None or revision == policy.revision:
+        return policy.sha256, policy.size_bytes
+    row = session.get(PolicyRevision, (policy.id, revision))
+    if row is None:
+        raise NotFound(f"policy {policy.id} has no revision {revision}; the newest is {policy.revision}")
+    return row.sha256, row.size_bytes
 
 
 def learner_of(session: Session, policy: Policy) -> Learner[Any]:

@@ -48,7 +48,9 @@ def upgrade() -> None:
         sa.Column("off_policy", sa.Double(), nullable=True),
         sa.Column("used_in", sa.Integer(), nullable=True),
         sa.Column("created_at", MOMENT, nullable=False),
-        sa.ForeignKeyConstraint(["adaptation_id"], ["adaptations.id"], name=op.f("fk_episodes_adaptation_id_adaptations")),
+        sa.ForeignKeyConstraint(
+            ["adaptation_id"], ["adaptations.id"], name=op.f("fk_episodes_adaptation_id_adaptations")
+        ),
         sa.PrimaryKeyConstraint("adaptation_id", "id", name=op.f("pk_episodes")),
     )
     op.create_index("uq_episodes_adaptation_id_sequence", "episodes", ["adaptation_id", "sequence"], unique=True)

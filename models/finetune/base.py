@@ -84,8 +84,9 @@ class FineTuneConfig:
 
 
 class Statistics:
-    """Of observations, of each of N policies. Those that a policy comes with move no more; a new policy counts what it
-    sees.
+    """Of observations, of each of N policies.
+
+    Those that a policy comes with move no more; a new policy counts what it sees.
 
     Args:
         policy: The architecture.
