@@ -95,7 +95,7 @@ def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy
     about: dict[str, Any] = {"environment": policy.spec["environment"], "run": None, "policy_id": policy.id}
     if adaptation is not None:
         result = adaptation.result or {}
-        returns = {f"return_{when}": result[when]["mean_return"] for when in ("before", "after") if when in result}
+        returns = {f"return_{when}": result[when]["mean_return"] for when in ("before", "after") if result.get(when)}
         about |= {
             "adaptation": adaptation.id,
             "task": adaptation.task_definition,

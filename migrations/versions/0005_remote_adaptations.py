@@ -107,12 +107,7 @@ def downgrade() -> None:
 
 
 def _let_states_be(listed: str) -> None:
-    name, condition = op.f("ck_adaptations_state"), f"state IN ({listed})"
-    if op.get_bind().dialect.name != "sqlite":
-        op.drop_constraint(name, "adaptations", type_="check")
-        op.create_check_constraint(name, "adaptations", condition)
-        return
-    # SQLite changes no constraint: the table is made anew, without the old one, which is not reflected.
-    check = sa.CheckConstraint(condition, name=name)
-    with op.batch_alter_table("adaptations", recreate="always", table_args=(check,)):
-        pass
+    # SQLite changes no constraint: there the table is made anew.
+    with op.batch_alter_table("adaptations") as table:
+        table.drop_constraint(op.f("ck_adaptations_state"), type_="check")
+        table.create_check_constraint(op.f("ck_adaptations_state"), f"state IN ({listed})")
