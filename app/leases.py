@@ -139,6 +139,11 @@ class Leases:
         self._owner = owner or f"{socket.gethostname()}:{os.getpid()}"
         self._clock = clock
         self._among = true() if among is None else among
+        self._queued = select(table.id).where(table.state == "queued").limit(1)
+
+    def is_queued(self) -> bool:
+        """Whether there is new work, by a look that costs little: what was lost, or may not be claimed, is not seen."""
+        return self._database.finds(self._queued)
 
     def claim(self) -> Lease | None:
         """The oldest work that is queued or whose worker was lost; None where there is none."""

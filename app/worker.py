@@ -113,7 +113,6 @@ class Worker:
             among=self._slot.among,
         )
         self._swept_at = self._tidied_at = time.monotonic()
-        self._looked_at, self._awaited = 0.0, False
 
     def prepare(self) -> None:
         """Wait for the database and bring it to this version's schema, if nobody has."""
@@ -157,7 +156,10 @@ class Worker:
                     delay_s = self._slot.poll_s
                     continue
                 self._sweep_sometimes()
-                delay_s = self._poll_s()
+                delay_s = self._slot.poll_s
+                if self._is_awaited():
+                    self._watch(delay_s)
+                    continue
             except DATABASE_AWAY as error:
                 logger.warning(
                     "the database is away, trying again in %g s: %s", delay_s, describe_error(error)["detail"]
@@ -186,13 +188,20 @@ class Worker:
             failure = describe_error(error)
             job.persist(lambda session: lease.end(session, "failed", error=failure))
 
-    def _poll_s(self) -> float:
-        """Time to the next look for work: short where somebody is about to wait for it."""
-        if self._slot.is_awaited is not None and time.monotonic() - self._looked_at >= self._slot.poll_s:
-            self._looked_at = time.monotonic()
-            with self._database.snapshot() as session:
-                self._awaited = self._slot.is_awaited(session)
-        return AWAITED_POLL_S if self._awaited else self._slot.poll_s
+    def _is_awaited(self) -> bool:
+        """Whether somebody is about to wait for work."""
+        if self._slot.is_awaited is None:
+            return False
+        with self._database.snapshot() as session:
+            return self._slot.is_awaited(session)
+
+    def _watch(self, seconds: float) -> None:
+        """Wait so long, or until there is work: a look that finds none is far cheaper than a claim."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._interrupter.stopping:
+            time.sleep(AWAITED_POLL_S)
+            if self._leases.is_queued():
+                return
 
     def _sweep_sometimes(self) -> None:
         if self._slot.sweeps and time.monotonic() - self._tidied_at > TIDY_S:

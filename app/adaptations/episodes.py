@@ -195,9 +195,9 @@ class _Ledger:
         if piece.revision != account.revision:
             return f"stands with revision {account.revision}, and a piece of it says {piece.revision}"
         ends = [entry.end for entry in account.entries.values()]
-        if account.length is not None and (piece.end > account.length or piece.is_last):
-            return f"stands as over after step {account.length}, and another piece goes on to step {piece.end}"
-        if piece.is_last and any(end > piece.end for end in ends):
+        if account.length is not None and piece.end > account.length:
+            return f"stands as over after step {account.length}, and a piece goes on to step {piece.end}"
+        if piece.is_last and (account.length is not None or any(end > piece.end for end in ends)):
             return f"stands up to step {max(ends)}, and a piece says that it is over after step {piece.end}"
         for entry in account.entries.values():
             if entry.offset < piece.end and piece.offset < entry.end:

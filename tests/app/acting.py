@@ -1,7 +1,9 @@
 """A client with an environment of its own: it asks for remote adaptations, acts with their policies, uploads."""
 
 import contextlib
+import itertools
 import json
+import threading
 
 import torch
 
@@ -120,7 +122,7 @@ def in_pieces(episode, *cuts):
     cuts = [cut for cut in cuts if 0 < cut < len(episode["actions"])]
     bounds = [0, *cuts, len(episode["actions"])]
     pieces = []
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in itertools.pairwise(bounds):
         piece = episode | {"offset": first, "observations": episode["observations"][first : end + 1]}
         for name in ("actions", "rewards", "log_probs", "policy_actions"):
             if episode.get(name) is not None:
@@ -134,8 +136,6 @@ def in_pieces(episode, *cuts):
 @contextlib.contextmanager
 def at_work(worker, interrupter):
     """A worker that works in a thread."""
-    import threading
-
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:

@@ -71,7 +71,14 @@ def test_adaptations_and_policies_of_before_there_were_revisions_stand(empty_dat
     engine = create_database_engine(empty_database_url)
     made = {"id": "a", "request": "{}", "task_definition": "{}", "method": "{}", "seed": 1, "state": "succeeded"}
     made |= {"attempt": 1, "crashes": 0, "created_at": "2026-01-01 00:00Z"}
-    policy = {"id": "p", "adaptation_id": "a", "spec": "{}", "sha256": "x", "size_bytes": 1, "created_at": "2026-01-01 00:00Z"}
+    policy = {
+        "id": "p",
+        "adaptation_id": "a",
+        "spec": "{}",
+        "sha256": "x",
+        "size_bytes": 1,
+        "created_at": "2026-01-01 00:00Z",
+    }
     with engine.begin() as connection:
         for table, row in (("adaptations", made), ("policies", policy)):
             places = ", ".join(f":{name}" for name in row)

@@ -65,9 +65,7 @@ def idle(settings):
 def version_of(database, store, name, task):
     """A version of a learner for a task's spaces, called ``mine``."""
     environment = TaskBatch.of([define_task(**task)]).environment
-    config = PolicyConfig(
-        hidden=(8,), context_size=2 if name == "cavia" else 0, **POLICIES[task["environment"]]
-    )
+    config = PolicyConfig(hidden=(8,), context_size=2 if name == "cavia" else 0, **POLICIES[task["environment"]])
     policy = Policy(config, environment.observation_space, environment.action_space)
     publish(database, store, LEARNERS[name](CONFIGS[name](**LEARNER_OPTIONS.get(name, {})), policy))
 
@@ -352,7 +350,11 @@ def test_ppo_takes_a_round_when_the_steps_are_in_and_stops_with_its_budget(clien
         ({"method": {"name": "dqn", "environment_steps": 10}}, "/method/name", "inner-loop or ppo"),
         ({"method": PPO | {"seconds": 5}}, "/method/seconds", ":finish"),
         ({"method": PPO | {"target_return": 5}}, "/method/target_return", ":finish"),
-        ({"method": METHOD | {"episodes": 1000}, "task": remote_task(CARTPOLE, horizon=100_000)}, "/method/episodes", ""),
+        (
+            {"method": METHOD | {"episodes": 1000}, "task": remote_task(CARTPOLE, horizon=100_000)},
+            "/method/episodes",
+            "",
+        ),
         ({"task": remote_task(CARTPOLE, horizon=0)}, "/task/remote/horizon", "greater"),
         ({"task": remote_task(CARTPOLE, discount=1.5)}, "/task/remote/discount", "less"),
         ({"task": remote_task(CARTPOLE, reward_seconds=0)}, "/task/remote/reward_seconds", "greater"),
