@@ -269,15 +269,16 @@ class AliasEvent(Base):
 class Adaptation(Work):
     """One use of a version on one task.
 
-    ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline. It starts
-    from a version, a policy, or neither. ``progress`` says how far it is; ``result`` holds before, after, curve,
-    seconds and what ended it, as far as they are known. ``checkpoint_sha256`` is the artefact that it resumes from.
+    ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline, or under
+    ``remote`` what is known of one whose environment is with a client. It starts from a version, a policy, or neither.
+    ``progress`` says how far it is; ``result`` holds before, after, curve, seconds and what ended it, as far as they
+    are known. ``checkpoint_sha256`` is the artefact that it resumes from.
 
     One with a ``lead_id`` is computed together with that one, under its lease, and claimed on its own only when that is
     over; while its lead works on it, it is running and has no ``lease_owner``.
 
     One to a task whose environment is with a client has ``counts`` of what came in and what was made of it
-    (:class:`app.adaptations.remote.Counts`), and is ``collecting`` while nothing is to be computed; ``touched_at`` is
+    (:class:`app.adaptations.counts.Counts`), and is ``collecting`` while nothing is to be computed; ``touched_at`` is
     when something last came in. Whoever changes any of these holds the row's lock.
     """
 
@@ -370,7 +371,7 @@ class Episode(Base):
 class EpisodePiece(Base):
     """Consecutive steps of an episode, from step ``offset`` on, as they were uploaded.
 
-    ``payload`` holds them without loss (:func:`app.adaptations.pieces.pack_piece`); ``digest`` is the sha256 of all
+    ``payload`` holds them without loss (:class:`app.adaptations.pieces.Piece`); ``digest`` is the sha256 of all
     that was said of the piece.
     """
 

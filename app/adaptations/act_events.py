@@ -84,7 +84,7 @@ def reward_event(session: Session, event_id: str, reward: float) -> ActEvent:
     if event is None:
         raise NotFound(f"there is no event {event_id!r}")
     # Whoever tells the reward at the same time waits for the adaptation's lock.
-    session.get_one(Adaptation, event.adaptation_id, with_for_update=True)
+    get_work(session, Adaptation, event.adaptation_id, lock=True)
     session.refresh(event)
     if event.reward is not None:
         if event.reward != reward:
@@ -108,8 +108,7 @@ def expire_events(database: Database) -> None:
             return
     for adaptation_id in ids:
         with database.transaction() as session:
-            get_work(session, Adaptation, adaptation_id)
-            row = session.get_one(Adaptation, adaptation_id, with_for_update=True, populate_existing=True)
+            row = get_work(session, Adaptation, adaptation_id, lock=True)
             of = late & (ActEvent.adaptation_id == adaptation_id)
             count = session.scalar(select(func.count()).select_from(ActEvent).where(of)) or 0
             session.execute(update(ActEvent).where(of).values(counted=True))

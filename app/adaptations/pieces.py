@@ -29,6 +29,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _ROUNDING = 1e-5
 _Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 _Row = list[_Number]
+_NAMES = ("observations", "actions", "rewards", "log_probs", "policy_actions")
 
 
 class UploadedPiece(msgspec.Struct, forbid_unknown_fields=True):
@@ -181,17 +182,17 @@ def read_pieces(task: RemoteTask, revision: int, body: bytes) -> list[Piece]:
 def load_arrays(payload: bytes) -> dict[str, NDArray[Any]]:
     """The numbers of a piece from its bytes."""
     arrays = load(payload)
-    del arrays["said"]
-    return arrays
+    return {name: arrays[name] for name in _NAMES if name in arrays}
 
 
 def join(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """The numbers of consecutive pieces as those of one."""
     if len(parts) == 1:
         return parts[0]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "observations"}
-    observations = [part["observations"][:-1] for part in parts[:-1]] + [parts[-1]["observations"]]
-    return joined | {"observations": np.concatenate(observations)}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # Where two pieces meet, both have the observation.
+    seen = [part["observations"][:-1] for part in parts[:-1]] + [parts[-1]["observations"]]
+    return joined | {"observations": np.concatenate(seen)}
 
 
 _Fault = tuple[tuple[str | int, ...], str]

@@ -97,8 +97,7 @@ def open_adaptation(session: Session, adaptation_id: str) -> tuple[Adaptation, P
         Gone: If its policy has expired.
         NotFound: If there is none.
     """
-    get_work(session, Adaptation, adaptation_id)
-    row = session.get_one(Adaptation, adaptation_id, with_for_update=True, populate_existing=True)
+    row = get_work(session, Adaptation, adaptation_id, lock=True)
     return row, require_open(session, row)
 
 
@@ -145,8 +144,7 @@ def finish(session: Session, by: Principal, adaptation_id: str) -> Adaptation:
         Conflict: If it is no remote one.
         NotFound: If there is none.
     """
-    get_work(session, Adaptation, adaptation_id)
-    row = session.get_one(Adaptation, adaptation_id, with_for_update=True, populate_existing=True)
+    row = get_work(session, Adaptation, adaptation_id, lock=True)
     remote_task(row)
     if row.state in FINAL or row.finish_requested_at is not None:
         return row
@@ -176,7 +174,7 @@ def close_expired(database: Database) -> None:
         ids = list(session.scalars(select(Adaptation.id).where(left)))
     for adaptation_id in ids:
         with database.transaction() as session:
-            row = session.get_one(Adaptation, adaptation_id, with_for_update=True)
+            row = get_work(session, Adaptation, adaptation_id, lock=True)
             policy = session.get_one(Policy, row.policy_id)
             if row.state == "collecting" and policy.expires_at is not None and policy.expires_at <= now():
                 detail = f"its policy expired at {policy.expires_at.isoformat()}, before it was finished"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -266,7 +266,8 @@ def _create_remote(
         _require_equal(start.spaces, start.name, definition, "the task", "/task/remote")
     remote.require_remote_method(request.method)
     learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), task)
-    require_method(request.method, learner, task.horizon)
+    # There is nothing to evaluate in.
+    require_method(replace(request.method, evaluation_episodes=1), learner, task.horizon)
     definition |= {"reward_seconds": given["reward_seconds"]}
     row = start.adaptation(request, asked, {"remote": definition}, None)
     remote.begin(session, store, row, task)

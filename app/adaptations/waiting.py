@@ -23,7 +23,7 @@ DEFAULT_S = 10
 LONGEST_S = 60
 """Seconds that it waits at most."""
 
-_POLL_S = 0.02
+_POLL_S = 0.005
 _SLOWEST_POLL_S = 0.2
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
 

@@ -12,17 +12,8 @@ from app.adaptations.act_events import expire_events, record_act
 from app.database import now
 from app.errors import Conflict, Gone, NotFound
 from app.tables import ActEvent, Policy
-from app.worker import Worker
 from models.checkpoint import numpy_params
 from models.runtime import NumpyPolicy
-
-
-@pytest.fixture
-def idle(settings):
-    """A worker that does one piece of work when it is told to."""
-    worker = Worker(settings, "adaptations")
-    yield worker
-    worker.close()
 
 
 def record(database, adaptation, action=1, policy_action=None, log_prob=-0.7, revision=0, observation=(0.1,) * 4):

@@ -54,14 +54,6 @@ def worker(settings):
         yield worker
 
 
-@pytest.fixture
-def idle(settings):
-    """A worker that does one piece of work when it is told to."""
-    worker = Worker(settings, "adaptations")
-    yield worker
-    worker.close()
-
-
 def version_of(database, store, name, task):
     """A version of a learner for a task's spaces, called ``mine``."""
     environment = TaskBatch.of([define_task(**task)]).environment
@@ -140,9 +132,11 @@ def test_a_remote_adaptation_goes_on_from_a_policy_and_its_own_policy_is_gone_on
     version_of(database, store, "meta-sgd", CARTPOLE)
     first = begin(client, model="mine", method=METHOD | {"steps": 1})
     body = {"model": None, "policy": first["policy"], "task": CARTPOLE, "method": METHOD}
-    refused = client.post("/v1/adaptations", json=body)
-    assert refused.status_code == 422
-    assert "may still change" in refused.json()["errors"][0]["detail"]
+    evaluation = {"subjects": [{"policy": first["policy"]}], "tasks": {"family": "cartpole-physics", "count": 2}}
+    for path, asked in (("/v1/adaptations", body), ("/v1/evaluations", evaluation)):
+        refused = client.post(path, json=asked)
+        assert refused.status_code == 422
+        assert "may still change" in refused.json()["errors"][0]["detail"]
     uploaded(client, first, act(client, first))
     first = finish(client, first)
     here, there = here_and_there(client, CARTPOLE, model=None, policy=first["policy"])
@@ -407,6 +401,10 @@ def test_a_version_of_other_spaces_is_refused_and_many_at_once_are_too(client, d
     found = client.post("/v1/adaptations:batchCreate", json=many).json()["errors"]
     assert found[0]["pointer"] == "/tasks/1/remote"
     assert "one remote task at a time" in found[0]["detail"]
+
+
+def test_the_longest_episodes_are_no_matter_of_what_is_never_measured(client):
+    begin(client, task=CARTPOLE | {"horizon": 100_000}, method={"name": "inner-loop", "episodes": 5})
 
 
 def test_bounds_are_compared_in_the_precision_that_policies_have(client, database, store):

@@ -2,10 +2,8 @@
 
 import gymnasium
 import numpy as np
-import pytest
 from acting import finish, look, policy_of, upload
 
-from app.worker import Worker
 from models.checkpoint import numpy_params, space_to_json
 from models.runtime import NumpyPolicy
 
@@ -20,14 +18,6 @@ PPO = {
     "epochs": 10,
     "minibatches": 4,
 }
-
-
-@pytest.fixture
-def idle(settings):
-    """A worker that does one piece of work when it is told to."""
-    worker = Worker(settings, "adaptations")
-    yield worker
-    worker.close()
 
 
 def episode_of(environment, actor, generator, name, revision):

@@ -14,15 +14,6 @@ from app.database import now
 from app.tables import Adaptation, Episode, EpisodePiece, Policy
 from app.worker import Worker
 
-
-@pytest.fixture
-def idle(settings):
-    """A worker that does one piece of work when it is told to."""
-    worker = Worker(settings, "adaptations")
-    yield worker
-    worker.close()
-
-
 EPISODE = {
     "id": "actor-1/7",
     "revision": 0,
