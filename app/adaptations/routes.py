@@ -13,13 +13,13 @@ from app.adaptations.schemas import (
     AdaptationBody,
     Adaptations,
     CreatedAdaptations,
-    EpisodeBody,
     Episodes,
+    EventReward,
     NewAdaptation,
     NewAdaptations,
-    Reward,
     RewardedEvent,
     Uploaded,
+    UploadedEpisode,
 )
 from app.auth import Caller, Principal, require
 from app.bodies import JSONRequest
@@ -152,11 +152,11 @@ def list_episodes(
     rows, token = episodes.list_episodes(session, adaptation_id, page)
     if format == "jsonl":
         return StreamingResponse(episodes.lines(database, adaptation_id), media_type="application/jsonl")
-    return Episodes(episodes=[EpisodeBody.model_validate(row) for row in rows], next_page_token=token)
+    return Episodes(episodes=[UploadedEpisode.model_validate(row) for row in rows], next_page_token=token)
 
 
 @events_router.post("/{event_id}:reward")
-def reward_event(event_id: str, body: Reward, session: RequestSession, _: Adapter) -> RewardedEvent:
+def reward_event(event_id: str, body: EventReward, session: RequestSession, _: Adapter) -> RewardedEvent:
     """Tell what came of a recorded action: with its reward it is an episode of one step. It may be told again."""
     return RewardedEvent.of(act_events.reward_event(session, event_id, body.reward))
 

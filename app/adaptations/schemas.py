@@ -302,7 +302,7 @@ def _remote(row: tables.Adaptation, counts: Counts) -> RemoteBody:
     )
 
 
-class EpisodeBody(Schema):
+class UploadedEpisode(Schema):
     """An uploaded episode.
 
     ``steps`` and ``return`` (undiscounted) are of what is in; it is ``complete`` when all of it is. ``used_in`` is the
@@ -325,7 +325,7 @@ class EpisodeBody(Schema):
 class Episodes(Schema):
     """A page of uploaded episodes, in the order in which they came."""
 
-    episodes: list[EpisodeBody]
+    episodes: list[UploadedEpisode]
     next_page_token: str | None
 
 
@@ -343,7 +343,7 @@ class Uploaded(Schema):
         return cls(accepted=stored.accepted, duplicates=stored.duplicates, adaptation=adaptation)
 
 
-class Reward(Schema):
+class EventReward(Schema):
     """What came of a recorded action."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reward": 1.0}]})

@@ -1,9 +1,11 @@
 """A whole remote adaptation, and what it is worth: the same as where the environment is the service's."""
 
 import random as shuffling
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -289,26 +291,35 @@ def test_a_collecting_adaptation_is_cancelled_at_once_and_so_is_one_whose_policy
         assert upload(client, adaptation, [{}]).status_code == 409
 
 
-def test_state_and_revisions_are_streamed_and_collecting_is_not_the_end(client, worker):
-    del worker
-    adaptation = begin(client, method=METHOD | {"steps": 1})
-    episodes, after = act(client, adaptation), []
+@pytest.mark.usefixtures("worker")
+def test_state_and_revisions_are_streamed_and_collecting_is_not_the_end(server_url, admin_headers):
+    told = []
 
-    def follow():
-        with client.stream("GET", f"/v1/adaptations/{adaptation['id']}/events") as response:
-            return [line for line in response.iter_lines() if line.startswith(("event: ", "data: "))]
+    def follow(http, path):
+        with http.stream("GET", path) as response:
+            for line in response.iter_lines():
+                told.append(line)
 
-    with ThreadPoolExecutor(1) as reader:
-        told = reader.submit(follow)
-        uploaded(client, adaptation, episodes)
-        after.append(look(client, adaptation))
-        finish(client, adaptation)
-        lines = told.result(30)
-    kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
-    assert kinds.count("curve") == 1
-    assert kinds[-1] == "state"
-    assert any('"state":"collecting"' in line for line in lines)
-    assert '"state":"succeeded"' in lines[-1]
+    def wait_for(text):
+        deadline = time.monotonic() + 30
+        while not any(text in line for line in list(told)):
+            assert time.monotonic() < deadline, told
+            time.sleep(0.02)
+
+    with (
+        httpx.Client(base_url=server_url, headers=admin_headers(), timeout=60) as http,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        adaptation = begin(http, method=METHOD | {"steps": 1})
+        followed = reader.submit(follow, http, f"/v1/adaptations/{adaptation['id']}/events")
+        wait_for('"state":"collecting"')
+        uploaded(http, adaptation, act(http, adaptation))
+        wait_for('"revision":1')
+        assert not followed.done()
+        finish(http, adaptation)
+        followed.result(30)
+    assert [line for line in told if line.startswith("event: ")].count("event: curve") == 1
+    assert '"state":"succeeded"' in [line for line in told if line][-1]
 
 
 PPO = {"name": "ppo", "parallel_episodes": 4, "steps": 16, "environment_steps": 150, "epochs": 3}
