@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from app.acting import Acting, describe
+from app.adaptations.routes import events_router
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
@@ -45,6 +46,7 @@ ROUTERS = (
     runs_router,
     registry_router,
     adaptations_router,
+    events_router,
     policies_router,
     evaluations_router,
     keys_router,
@@ -151,7 +153,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
     app.streaming = Streaming(bank, keys, settings.max_in_flight)
-    app.acting = Acting(bank, keys, settings.max_body_bytes, settings.max_in_flight, settings.act_timeout)
+    app.acting = Acting(bank, keys, database, settings.max_body_bytes, settings.max_in_flight, settings.act_timeout)
     return app
 
 
