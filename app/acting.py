@@ -11,15 +11,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, final
+from typing import Annotated, Any, final
 from urllib.parse import parse_qsl
 
 import msgspec
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope
 
+from app.adaptations.act_events import record_act
 from app.auth import KeyRing
 from app.bodies import read_struct
+from app.database import Database
 from app.documentation import describe_operation, describe_parameter
 from app.errors import (
     Invalid,
@@ -51,7 +54,6 @@ TOO_LARGE = "is too large for this policy, which answers with what is no number"
 
 _JSON_HEADER = (b"content-type", _JSON)
 
-T = TypeVar("T")
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -63,6 +65,7 @@ class ActRequest(msgspec.Struct, forbid_unknown_fields=True):
     seed: Seed | None = None
     revision: Annotated[int, msgspec.Meta(ge=0)] = 0
     policy_actions: bool = False
+    record: bool = False
 
 
 class ActResponse(msgspec.Struct, omit_defaults=True):
@@ -74,6 +77,7 @@ class ActResponse(msgspec.Struct, omit_defaults=True):
     policy: str
     revision: int | None = None
     policy_actions: list[list[float]] | None = None
+    event_id: str | None = None
 
 
 class Pair(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,12 +112,14 @@ class Acting(ShortPath):
     Args:
         bank: The policies.
         keys: Who may call.
+        database: Where acts are recorded.
         load: What there is for all that act.
     """
 
-    def __init__(self, bank: PolicyBank, keys: KeyRing, load: Load) -> None:
+    def __init__(self, bank: PolicyBank, keys: KeyRing, database: Database, load: Load) -> None:
         super().__init__(keys, load)
         self.bank = bank
+        self._database = database
         self._reader = msgspec.json.Decoder(ActRequest)
         self._fleet_reader = msgspec.json.Decoder(FleetActRequest)
         self._writer = msgspec.json.Encoder()
@@ -142,12 +148,18 @@ class Acting(ShortPath):
         if len(body) > INLINE_BYTES:
             return await self._in_time(sent, self._act_large(name, body))
         request = read_struct(self._reader, body)
+        if request.record:
+            _require_recordable(request)
+            request.policy_actions = True
         entry = self.bank.hot(name, request.revision)
         if entry is None:
             entry = await self._in_time(sent, self.bank.load(name, request.revision))
         if is_long(entry.policy.architecture, len(request.observations)):
             return await self._in_time(sent, self._act_large(name, body))
-        return self._writer.encode(self._act(name, entry, request)), [_JSON_HEADER]
+        response = self._act(name, entry, request)
+        if request.record:
+            response.event_id = await self._in_time(sent, self._record(request, response))
+        return self._writer.encode(response), [_JSON_HEADER]
 
     def _act(self, name: str, entry: Hot, request: ActRequest) -> ActResponse:
         architecture, observations = entry.policy.architecture, request.observations
@@ -171,9 +183,28 @@ class Acting(ShortPath):
         actions, log_probs, values = (each.tolist() for each in decision[:3])
         return ActResponse(actions, log_probs, values, name, entry.revision, drawn)
 
+    async def _record(self, request: ActRequest, response: ActResponse) -> str:
+        """Write down what is about to be answered; the event's id."""
+        drawn = response.policy_actions
+
+        def write() -> str:
+            with self._database.transaction() as session:
+                return record_act(
+                    session,
+                    response.policy,
+                    request.observations[0],
+                    response.actions[0],
+                    None if drawn is None else drawn[0],
+                    response.log_probs[0],
+                    response.revision or 0,
+                )
+
+        return await run_in_threadpool(write)
+
     async def _act_large(self, name: str, body: bytes) -> tuple[bytes, Headers]:
         """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
         request = await self._beside(read_struct, self._reader, body)
+        _require_recordable(request)
         entry = (await self.bank.load(name, request.revision)).copy()
         content = await self._beside(lambda: self._writer.encode(self._act_many(name, entry, request)))
         return content, [_JSON_HEADER]
@@ -295,6 +326,11 @@ def _floats(shape: bytes, body: bytes) -> Array:
     return observations.astype(np.float32, copy=False)
 
 
+def _require_recordable(request: ActRequest) -> None:
+    if request.record and len(request.observations) > 1:
+        raise Invalid("/record", "goes with exactly one observation, whose reward is told later")
+
+
 def _require_json(kind: bytes) -> None:
     if not kind.startswith(_JSON):
         raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
@@ -358,7 +394,9 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
         "One action for each observation, up to 10,000: the most likely one, or a sampled one where `deterministic` is "
         "false; a `seed` makes sampling reproducible. `revision` asks for that revision of the policy or a later one, "
         "`policy_actions` for continuous actions as they were drawn, in policy units, before they are clipped and "
-        "scaled. A body of type `application/octet-stream` is observations as little-endian float32, row by row, "
+        "scaled. `record` keeps the act, of one observation by the policy of a remote adaptation, under the `event_id` "
+        "by which its reward is told later. A body of type `application/octet-stream` is observations as little-endian "
+        "float32, row by row, "
         "answered by rows of action, log-probability, value and, on request, policy action."
     )
     version = {"model": "A model's name.", "version": "Number of one of its versions."}

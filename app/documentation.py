@@ -40,6 +40,7 @@ PATH_PARAMETERS = {
     "alias": "Name of the alias, such as `champion`.",
     "environment_id": "Id of the environment model, such as `CartPole-v1`.",
     "evaluation_id": "Id of the evaluation.",
+    "event_id": "Id of the recorded act, as it was answered.",
     "key_id": "Id of the key, which is not its secret.",
     "model": "Name of the model.",
     "policy": "Id of the policy.",

@@ -65,7 +65,7 @@ class NotFound(HeadstartError):
 
 
 class Gone(NotFound):
-    """What was there, and no longer is."""
+    """What was there and is no more; the detail says since when."""
 
 
 class Conflict(HeadstartError):

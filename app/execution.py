@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final, Literal, TypeVar
@@ -184,6 +185,11 @@ class Job:
             logger.warning("the database is away, the work goes on: %s", describe_error(error)["detail"])
             return False
         return True
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of the numbers that are finite: others have no place in JSON."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def describe_error(error: Exception) -> dict[str, str]:

@@ -24,6 +24,7 @@ from app.errors import HeadstartError, NotFound
 from app.policies import service as policies
 from app.policies.export import read_bare
 from app.store import ArtefactStore
+from app.tables import Policy as Row
 from models.checkpoint import numpy_params, policy_to_json
 from models.policy import Policy
 from models.runtime import Architecture, Array, NumpyPolicy
@@ -259,14 +260,14 @@ class PolicyBank:
         return found
 
     def _fetch(self, names: Sequence[str]) -> dict[str, _Fetched | HeadstartError]:
-        rows: dict[str, Any] = {}
+        rows: dict[str, Row | NotFound] = {}
         ids = [name for name in names if "/" not in name]
         with self._database.snapshot() as session:
             for start in range(0, len(ids), _CHUNK):
                 rows |= policies.find_policies(session, ids[start : start + _CHUNK])
         return {name: self._fetch_one(name, rows.get(name)) for name in names}
 
-    def _fetch_one(self, name: str, row: Any) -> _Fetched | HeadstartError:
+    def _fetch_one(self, name: str, row: Row | HeadstartError | None) -> _Fetched | HeadstartError:
         if isinstance(row, HeadstartError):
             return row
         try:
@@ -278,7 +279,7 @@ class PolicyBank:
         except HeadstartError as error:
             return error
         expires_s = float("inf") if row.expires_at is None else row.expires_at.timestamp()
-        return _fetched(policy, params, row.sha256, 0, expires_s)
+        return _fetched(policy, params, row.sha256, row.revision, expires_s)
 
     def _look(self, names: Sequence[str]) -> dict[str, str]:
         digests: dict[str, str] = {}

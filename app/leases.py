@@ -37,11 +37,12 @@ def database_clock(session: Session) -> datetime:
 
 
 def request_cancellation(session: Session, table: type[Work], id_: str) -> bool:
-    """End work that is queued at once, and have work that is running ended by its worker; whether it was either."""
+    """End work that no worker has at once, and have work that is running ended by its worker; whether it was either."""
     moment = now()
-    # One statement for each state: a worker may claim the work, or end it, at any moment.
+    idle = table.state.in_(("queued", "collecting"))
+    # One statement for idle work, one for running: a worker may claim it, or end it, at any moment.
     statements = (
-        (table.state == "queued", {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
+        (idle, {"state": "cancelled", "cancel_requested_at": moment, "finished_at": moment}),
         (table.state == "running", {"cancel_requested_at": func.coalesce(table.cancel_requested_at, moment)}),
     )
     found = False
@@ -138,6 +139,11 @@ class Leases:
         self._owner = owner or f"{socket.gethostname()}:{os.getpid()}"
         self._clock = clock
         self._among = true() if among is None else among
+        self._queued = select(table.id).where(table.state == "queued").limit(1)
+
+    def is_queued(self) -> bool:
+        """Whether there is new work, by a look that costs little: what was lost, or may not be claimed, is not seen."""
+        return self._database.finds(self._queued)
 
     def claim(self) -> Lease | None:
         """The oldest work that is queued or whose worker was lost; None where there is none."""

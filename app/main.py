@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.acting import Acting
 from app.acting import describe as describe_acting
+from app.adaptations.routes import events_router
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
 from app.bodies import BodyLimitMiddleware
@@ -52,6 +53,7 @@ ROUTERS = (
     runs_router,
     registry_router,
     adaptations_router,
+    events_router,
     policies_router,
     evaluations_router,
     keys_router,
@@ -166,7 +168,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
     app.streaming = Streaming(bank, keys, settings.max_in_flight)
-    app.acting = Acting(bank, keys, load)
+    app.acting = Acting(bank, keys, database, load)
     app.inferring = Inferring(catalogue, statistics, keys, load)
     return app
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.database import Database, now
 from app.store import ArtefactStore
-from app.tables import Adaptation, Checkpoint, Evaluation, EvaluationFile, Policy, VersionFile
+from app.tables import Adaptation, Checkpoint, Evaluation, EvaluationFile, Policy, PolicyRevision, VersionFile
 
 GRACE = timedelta(hours=1)
 """An artefact stays at least this long: it is stored before the row that refers to it is committed."""
@@ -30,6 +30,9 @@ def referenced(session: Session, digests: Collection[str]) -> set[str]:
             select(VersionFile.sha256).where(VersionFile.sha256.in_(digests)),
             select(Checkpoint.sha256).where(Checkpoint.sha256.in_(digests)),
             select(Policy.sha256).where(Policy.sha256.in_(digests), standing),
+            select(PolicyRevision.sha256)
+            .join(Policy, Policy.id == PolicyRevision.policy_id)
+            .where(PolicyRevision.sha256.in_(digests), standing),
             select(Adaptation.checkpoint_sha256).where(Adaptation.checkpoint_sha256.in_(digests)),
             select(Evaluation.checkpoint_sha256).where(Evaluation.checkpoint_sha256.in_(digests)),
             select(EvaluationFile.sha256).where(EvaluationFile.sha256.in_(digests)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     Text,
     UniqueConstraint,
     text,
@@ -54,6 +55,8 @@ class Work(_Row):
 
     __abstract__ = True
 
+    states: ClassVar[tuple[str, ...]] = STATES
+
     state: Mapped[str] = mapped_column(Text, default="queued")
     lease_owner: Mapped[str | None] = mapped_column(Text)
     lease_expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
@@ -69,7 +72,7 @@ class Work(_Row):
     def __table_args__(cls) -> tuple[SchemaItem, ...]:
         table: str = cls.__tablename__
         return (
-            _one_of("state", STATES),
+            _one_of("state", cls.states),
             Index(f"ix_{table}_state_lease_expires_at", "state", "lease_expires_at"),
             Index(f"ix_{table}_state_id", "state", "id"),
         )
@@ -266,15 +269,22 @@ class AliasEvent(Base):
 class Adaptation(Work):
     """One use of a version on one task.
 
-    ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline. It starts
-    from a version, a policy, or neither. ``progress`` says how far it is; ``result`` holds before, after, curve,
-    seconds and what ended it, as far as they are known. ``checkpoint_sha256`` is the artefact that it resumes from.
+    ``request`` is the body as it was sent; ``task_definition`` is the completed task, registered or inline, or under
+    ``remote`` what is known of one whose environment is with a client. It starts from a version, a policy, or neither.
+    ``progress`` says how far it is; ``result`` holds before, after, curve, seconds and what ended it, as far as they
+    are known. ``checkpoint_sha256`` is the artefact that it resumes from.
 
     One with a ``lead_id`` is computed together with that one, under its lease, and claimed on its own only when that is
     over; while its lead works on it, it is running and has no ``lease_owner``.
+
+    One to a task whose environment is with a client has ``counts`` of what came in and what was made of it
+    (:class:`app.adaptations.counts.Counts`), and is ``collecting`` while nothing is to be computed; ``touched_at`` is
+    when something last came in. Whoever changes any of these holds the row's lock.
     """
 
     __tablename__ = "adaptations"
+
+    states: ClassVar[tuple[str, ...]] = (*STATES, "collecting")
 
     request: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
     model: Mapped[str | None] = mapped_column(Text)
@@ -290,10 +300,17 @@ class Adaptation(Work):
     result: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
     policy_id: Mapped[str | None] = mapped_column(Text)
     ttl_seconds: Mapped[int | None] = mapped_column(BigInteger)
+    counts: Mapped[dict[str, Any] | None] = mapped_column(JSONColumn)
+    touched_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    finish_requested_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
 class Policy(_Row):
-    """What an adaptation yielded. ``spec`` says what acting needs: spaces, architecture. Parameters are an artefact."""
+    """What an adaptation yielded. ``spec`` says what acting needs: spaces, architecture. Parameters are an artefact.
+
+    ``sha256`` and ``size_bytes`` are those of the newest revision. Only policies of remote adaptations have more than
+    the first, number 0.
+    """
 
     __tablename__ = "policies"
 
@@ -303,8 +320,92 @@ class Policy(_Row):
     spec: Mapped[dict[str, Any]] = mapped_column(JSONColumn)
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    revision: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class PolicyRevision(Base):
+    """Parameters that the policy of a remote adaptation had, or has."""
+
+    __tablename__ = "policy_revisions"
+
+    policy_id: Mapped[str] = mapped_column(ForeignKey("policies.id"), primary_key=True)
+    revision: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    sha256: Mapped[str] = mapped_column(Text, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Episode(Base):
+    """An episode that a client has uploaded, as far as it has come in; its steps are in :class:`EpisodePiece`.
+
+    ``id`` is the client's. ``sequence`` counts an adaptation's episodes from 1 as they came; ``steps`` and
+    ``episode_return`` are of the pieces that are in; ``length`` is known with the last piece, and the episode is
+    ``complete`` when all are in. ``used_in`` is the step, from 1, that learned from it, and ``off_policy`` how far the
+    policy had moved by then from the one that acted, in nats.
+    """
+
+    __tablename__ = "episodes"
+
+    adaptation_id: Mapped[str] = mapped_column(ForeignKey("adaptations.id"), primary_key=True)
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    revision: Mapped[int] = mapped_column(Integer)
+    steps: Mapped[int] = mapped_column(Integer)
+    length: Mapped[int | None] = mapped_column(Integer)
+    episode_return: Mapped[float] = mapped_column(Double)
+    terminated: Mapped[bool] = mapped_column(Boolean)
+    truncated: Mapped[bool] = mapped_column(Boolean)
+    complete: Mapped[bool] = mapped_column(Boolean)
+    off_policy: Mapped[float | None] = mapped_column(Double)
+    used_in: Mapped[int | None] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+    __table_args__ = (
+        Index("uq_episodes_adaptation_id_sequence", "adaptation_id", "sequence", unique=True),
+        Index("ix_episodes_adaptation_id_used_in", "adaptation_id", "used_in"),
+    )
+
+
+class EpisodePiece(Base):
+    """Consecutive steps of an episode, from step ``offset`` on, as they were uploaded.
+
+    ``payload`` holds them without loss (:class:`app.adaptations.pieces.Piece`); ``digest`` is the sha256 of all
+    that was said of the piece.
+    """
+
+    __tablename__ = "episode_pieces"
+
+    adaptation_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    episode_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    offset: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    steps: Mapped[int] = mapped_column(Integer)
+    digest: Mapped[str] = mapped_column(Text)
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+
+    __table_args__ = (ForeignKeyConstraint(["adaptation_id", "episode_id"], ["episodes.adaptation_id", "episodes.id"]),)
+
+
+class ActEvent(_Row):
+    """An action that was recorded, and the reward that came of it, if one has come before ``expires_at``.
+
+    ``counted`` says that the adaptation's counts know of its expiry.
+    """
+
+    __tablename__ = "act_events"
+
+    adaptation_id: Mapped[str] = mapped_column(ForeignKey("adaptations.id"), index=True)
+    policy_id: Mapped[str] = mapped_column(ForeignKey("policies.id"))
+    revision: Mapped[int] = mapped_column(Integer)
+    observation: Mapped[list[float]] = mapped_column(JSONColumn)
+    action: Mapped[int | list[float]] = mapped_column(JSONColumn)
+    policy_action: Mapped[list[float] | None] = mapped_column(JSONColumn)
+    log_prob: Mapped[float] = mapped_column(Double)
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    reward: Mapped[float | None] = mapped_column(Double)
+    rewarded_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    counted: Mapped[bool] = mapped_column(Boolean, default=False)
 
 
 class Evaluation(Work):

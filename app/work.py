@@ -14,8 +14,8 @@ from app.leases import request_cancellation
 from app.tables import Work
 from app.validation import Schema, Whole
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-"""Where work stands; the last three are final."""
+State = Literal["queued", "running", "succeeded", "failed", "cancelled", "collecting"]
+"""Where work stands. Succeeded, failed and cancelled are final; only remote adaptations are ever collecting."""
 
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 """States that work does not leave."""
@@ -61,13 +61,13 @@ def members_of(row: Work) -> dict[str, Any]:
     }
 
 
-def get_work(session: Session, table: type[W], id_: str) -> W:
-    """The work of that id.
+def get_work(session: Session, table: type[W], id_: str, *, lock: bool = False) -> W:
+    """The work of that id; with ``lock`` as it is now, and until the transaction ends.
 
     Raises:
         NotFound: If there is none.
     """
-    work = session.get(table, id_)
+    work = session.get(table, id_, with_for_update=True if lock else None, populate_existing=lock)
     if work is None:
         raise NotFound(f"there is no {table.__name__.lower()} {id_!r}")
     return work

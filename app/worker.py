@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from sqlalchemy import ColumnElement, exists
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
+from app.adaptations.act_events import expire_events
 from app.adaptations.execution import execute_adaptation
+from app.adaptations.remote import close_expired, is_awaited
 from app.database import Database
 from app.evaluations.execution import execute_evaluation
 from app.execution import DATABASE_AWAY, Interrupted, Interrupter, Job, allowed_threads, describe_error
@@ -36,6 +38,12 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 """Time between two heartbeats at most: a cancellation is noticed within it."""
 
+AWAITED_POLL_S = 0.005
+"""Time between two looks for work that somebody is about to wait for."""
+
+TIDY_S = 60.0
+"""Time between two looks for remote adaptations and recorded actions whose time is over."""
+
 SWEEP_S = 3600.0
 """Time between two looks for artefacts that nothing refers to any longer."""
 
@@ -51,6 +59,7 @@ class Slot:
         threads: Threads that it computes with, of all that the settings allow.
         sweeps: Whether its workers remove artefacts that nothing refers to.
         among: Which rows may be claimed; by default any.
+        is_awaited: Whether somebody is about to wait for work of this kind; by default nobody ever is.
     """
 
     table: type[Work]
@@ -59,6 +68,7 @@ class Slot:
     threads: Callable[[int], int]
     sweeps: bool = False
     among: ColumnElement[bool] | None = None
+    is_awaited: Callable[[Session], bool] | None = None
 
 
 _lead = aliased(Adaptation)
@@ -67,7 +77,9 @@ _LED = exists().where(_lead.id == Adaptation.lead_id, _lead.state.in_(("queued",
 SLOTS: dict[str, Slot] = {
     "runs": Slot(Run, execute_run, 0.2, lambda allowed: allowed),
     # One task's tensors are too small to share out: more threads would only be taken from the run beside it.
-    "adaptations": Slot(Adaptation, execute_adaptation, 0.05, lambda _: 1, sweeps=True, among=~_LED),
+    "adaptations": Slot(
+        Adaptation, execute_adaptation, 0.05, lambda _: 1, sweeps=True, among=~_LED, is_awaited=is_awaited
+    ),
     "evaluations": Slot(Evaluation, execute_evaluation, 0.2, lambda _: 1),
 }
 """Kinds of work: neither a long run nor a long evaluation ever delays an adaptation."""
@@ -100,7 +112,7 @@ class Worker:
             clock=clock,
             among=self._slot.among,
         )
-        self._swept_at = time.monotonic()
+        self._swept_at = self._tidied_at = time.monotonic()
 
     def prepare(self) -> None:
         """Wait for the database and bring it to this version's schema, if nobody has."""
@@ -145,6 +157,9 @@ class Worker:
                     continue
                 self._sweep_sometimes()
                 delay_s = self._slot.poll_s
+                if self._is_awaited():
+                    self._watch(delay_s)
+                    continue
             except DATABASE_AWAY as error:
                 logger.warning(
                     "the database is away, trying again in %g s: %s", delay_s, describe_error(error)["detail"]
@@ -173,7 +188,26 @@ class Worker:
             failure = describe_error(error)
             job.persist(lambda session: lease.end(session, "failed", error=failure))
 
+    def _is_awaited(self) -> bool:
+        """Whether somebody is about to wait for work."""
+        if self._slot.is_awaited is None:
+            return False
+        with self._database.snapshot() as session:
+            return self._slot.is_awaited(session)
+
+    def _watch(self, seconds: float) -> None:
+        """Wait so long, or until there is work: a look that finds none is far cheaper than a claim."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._interrupter.stopping:
+            time.sleep(AWAITED_POLL_S)
+            if self._leases.is_queued():
+                return
+
     def _sweep_sometimes(self) -> None:
+        if self._slot.sweeps and time.monotonic() - self._tidied_at > TIDY_S:
+            self._tidied_at = time.monotonic()
+            close_expired(self._database)
+            expire_events(self._database)
         if self._slot.sweeps and time.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = time.monotonic()
             removed = sweep(self._database, self._store)

@@ -104,6 +104,16 @@ def require_rate(learner: Learner[Any], method: InnerLoop) -> None:
         raise InvalidValue("/method/learning_rate", f"must be null: a version of {name} has learned its own rates")
 
 
+def require_convergence(adapted: Params, step: int) -> None:
+    """Refuse what came of an inner step, counted from 1.
+
+    Raises:
+        AdaptationDiverged: If a parameter became NaN or infinite.
+    """
+    if not all_finite(adapted):
+        raise AdaptationDiverged(f"step {step} gave NaN or infinite parameters; try a smaller learning_rate")
+
+
 def adapt(
     learner: Learner[Any], params: Params, tasks: TaskBatch, method: InnerLoop, seed: int | Sequence[int]
 ) -> Adaptation:
@@ -145,10 +155,9 @@ def adapt(
                 adapted, tasks, random.fold_in(keys, 2 * step), step - 1, method.episodes, method.learning_rate
             )
             steps_used = steps_used + rollout.mask.count_nonzero((1, 2))
-            if not all_finite(adapted):
-                raise AdaptationDiverged(f"step {step} gave NaN or infinite parameters; try a smaller learning_rate")
+            require_convergence(adapted, step)
         evaluation_keys = random.fold_in(keys, 2 * step + 1)
         fresh = collect(learner.policy, adapted, tasks, method.evaluation_episodes, evaluation_keys)
         curve.append(CurvePoint(torch.full_like(steps_used, step * method.episodes), steps_used, fresh.mean_return))
-    fitted = learner.fit_value(adapted, tasks, fresh)
+    fitted = learner.fit_value(adapted, tasks.discount, fresh)
     return Adaptation({name: fitted[name] for name in learner.policy.shapes()}, tuple(curve))

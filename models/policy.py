@@ -22,6 +22,7 @@ from models.layers import LAYERS, by_column, known_tanh_layer, linear, normalise
 from models.types import InvalidValue, Params
 
 _LOG_2PI = math.log(2 * math.pi)
+_NEAREST_TO_ONE = 1.0 - 2.0**-24
 
 LOG_STD_RANGE = (-10.0, 3.0)
 """Least and greatest log of a standard deviation, in policy units; one that a state decides is clamped to it."""
@@ -342,6 +343,20 @@ class Policy:
             return action.clamp(low, high)
         bounded = action.tanh() if self.config.action_scaling == "squash" else action.clamp(-1.0, 1.0)
         return low + (bounded + 1.0) * half
+
+    def from_environment(self, action: Tensor) -> Tensor:
+        """The policy's action that :meth:`to_environment` makes of these, [..., A] in environment units.
+
+        Where several give the same, at a bound, it is the bound itself; of a `squash`, whose bounds no action reaches,
+        the largest that float32 tells from them.
+        """
+        if self.discrete or self.config.action_scaling == "clip":
+            return action
+        low, _, half = self._bounds.get((action.dtype, action.device)) or self._place_bounds(action)
+        bounded = torch.where(half > 0, (action - low) / half - 1.0, torch.zeros_like(action)).clamp(-1.0, 1.0)
+        if self.config.action_scaling == "scale":
+            return bounded
+        return bounded.clamp(-_NEAREST_TO_ONE, _NEAREST_TO_ONE).atanh()
 
     def _place_bounds(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lower and upper bounds and half their distance, as tensors like ``action``: made once, not at every step."""

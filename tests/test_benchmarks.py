@@ -76,7 +76,7 @@ def test_the_multiply_adds_of_an_iteration_are_those_that_torch_counts() -> None
         learner.meta_gradient.gradient(state.params, trial)
     with counted() as baselines:
         for params, rollout in zip(trial.policies, [*trial.support_rollouts, trial.query_rollout], strict=True):
-            learner.experience(params, tasks, rollout)
+            learner.experience(params, tasks.discount, rollout)
     assert 2 * products(repetitions=1)[0] == whole.get_total_flops() - baselines.get_total_flops()
 
 

@@ -13,5 +13,5 @@ def look(_: Session, row: tables.Adaptation, after: int) -> Look:
     """An adaptation, and the points of its curve after that many."""
     body = AdaptationBody.of(row)
     points = [Event("curve", place, point) for place, point in enumerate(body.curve or [], 1) if place > after]
-    state = (body.state, body.attempts, body.cancel_requested, body.progress)
+    state = (body.state, body.attempts, body.cancel_requested, body.progress, body.revision, body.remote)
     return Look(body, state, points, more=False)

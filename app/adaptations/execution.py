@@ -6,9 +6,8 @@ in its transactions only. Where one of them fails, all go on one by one, so that
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, final
@@ -19,9 +18,10 @@ from sqlalchemy.orm import Session
 
 from app.adaptations.origin import Origin, read_origin
 from app.adaptations.service import read_method, read_task
+from app.adaptations.steps import execute_remote
 from app.database import new_id, now
 from app.errors import Corrupt
-from app.execution import Interrupted, Job, allowed_threads, threads
+from app.execution import Interrupted, Job, allowed_threads, finite, threads
 from app.sweep import discard
 from app.tables import Adaptation, Policy
 from app.work import get_work
@@ -37,7 +37,7 @@ from models.checkpoint import (
     save_policy,
 )
 from models.finetune import MethodConfig, Progress, finetune
-from models.tasks import TaskBatch
+from models.tasks import TaskBatch, environment_of
 from models.types import Params
 
 MANY = 32
@@ -50,12 +50,17 @@ FLUSH_S = 0.6
 def execute_adaptation(job: Job) -> None:
     """Adapt and store the policies, in one transaction with the adaptations' results.
 
+    Of a remote adaptation, do what is due (:mod:`app.adaptations.steps`).
+
     Raises:
         Interrupted: If the process ends, the adaptation is cancelled or the lease lost. Where the process ends, the
             newest state is saved before.
         LeaseLost: If it is another worker's now.
         Exception: What fails it.
     """
+    if job.persist(lambda session: get_work(session, Adaptation, job.lease.id).counts) is not None:
+        execute_remote(job)
+        return
     group = _Group(job)
     try:
         group.execute()
@@ -89,7 +94,8 @@ class _Group:
         self._checkpoint = self._rows[0].checkpoint_sha256
         self._state = None if self._checkpoint is None else self._resume(self._checkpoint)
         tasks = [read_task(row.task_definition) for row in self._rows]
-        self._learner, self._params = self._origin.build(job.store, tasks[0], [row.seed for row in self._rows])
+        spaces = environment_of(tasks[0])
+        self._learner, self._params = self._origin.build(job.store, spaces, [row.seed for row in self._rows])
         names = [f"task {row.task_id}" if row.task_id else "the task" for row in self._rows]
         self._tasks = TaskBatch.of(tasks, names=names)
 
@@ -198,7 +204,7 @@ class _Group:
         session.execute(statement.execution_options(synchronize_session=False))
 
     def _progress(self, progress: Progress) -> list[dict[str, Any]]:
-        shared = {"fraction": progress.fraction, "seconds": progress.seconds, "metrics": _finite(progress.metrics)}
+        shared = {"fraction": progress.fraction, "seconds": progress.seconds, "metrics": finite(progress.metrics)}
         counts = zip(progress.environment_steps.tolist(), progress.episodes.tolist(), strict=True)
         return [shared | {"environment_steps": steps, "episodes": episodes} for steps, episodes in counts]
 
@@ -270,8 +276,3 @@ def _result(curve: Sequence[CurvePoint], episodes: int) -> dict[str, Any]:
     ]
     before, after = ({"mean_return": point["mean_return"], "episodes": episodes} for point in (points[0], points[-1]))
     return {"before": before, "after": after, "curve": points}
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    # A number that is not finite has no place in JSON.
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}

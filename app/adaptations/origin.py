@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from gymnasium.spaces import Box, Discrete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.adaptations.service import learner_from_scratch
 from app.errors import NotFound
 from app.policies.service import learner_of
 from app.store import ArtefactStore
 from app.tables import Policy, Version, VersionFile
 from models.checkpoint import MANIFEST_FILE, PARAMETERS_FILE, check_params, from_json, load_params, unpack
-from models.learners import Learner
+from models.learners import MAML, Learner, MAMLConfig
+from models.policy import Policy as Network
 from models.policy import PolicyConfig
-from models.types import Params, Task, stack_params
+from models.types import Params, stack_params
+
+
+class Spaces(Protocol):
+    """What a new policy is to act in: an environment's model, or a remote task."""
+
+    @property
+    def observation_space(self) -> Box:
+        """Of what it sees."""
+
+    @property
+    def action_space(self) -> Box | Discrete[Any]:
+        """Of what it does."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class Origin:
     files: Mapping[str, str]
     policy: tuple[str, Learner[Any]] | None
 
-    def build(self, store: ArtefactStore, task: Task, seeds: Sequence[int]) -> tuple[Learner[Any], Params]:
+    def build(self, store: ArtefactStore, spaces: Spaces, seeds: Sequence[int]) -> tuple[Learner[Any], Params]:
         """The learner, and a policy to start from for each seed, [N, ...].
 
         Raises:
@@ -52,9 +65,18 @@ class Origin:
             params = params | check_params(learner.policy.shapes(), load_params(store.read(sha256)))
         if params:
             return learner, stack_params(params, len(seeds))
-        learner = learner_from_scratch(from_json(PolicyConfig, self.architecture), task)
+        learner = learner_from_scratch(from_json(PolicyConfig, self.architecture), spaces)
         new = [learner.initialise(seed).params for seed in seeds]
         return learner, {name: torch.stack([each[name] for each in new]) for name in new[0]}
+
+
+def learner_from_scratch(config: PolicyConfig, spaces: Spaces) -> Learner[Any]:
+    """What adapts a new policy of this architecture: MAML's inner loop, as it is by default.
+
+    Raises:
+        InvalidValue: At ``/policy/...``, if the architecture does not fit the spaces or the inner loop.
+    """
+    return MAML(MAMLConfig(), Network(config, spaces.observation_space, spaces.action_space))
 
 
 def read_origin(

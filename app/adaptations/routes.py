@@ -1,16 +1,29 @@
 """Adaptations over HTTP."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from app.adaptations import service, waiting
+from app.adaptations import act_events, episodes, remote, service, waiting
 from app.adaptations.events import look
-from app.adaptations.schemas import AdaptationBody, Adaptations, CreatedAdaptations, NewAdaptation, NewAdaptations
+from app.adaptations.pieces import UPLOAD
+from app.adaptations.schemas import (
+    AdaptationBody,
+    Adaptations,
+    CreatedAdaptations,
+    Episodes,
+    EventReward,
+    NewAdaptation,
+    NewAdaptations,
+    RewardedEvent,
+    Uploaded,
+    UploadedEpisode,
+)
 from app.auth import Caller, Principal, require
-from app.dependencies import RequestDatabase
+from app.bodies import JSONRequest
+from app.dependencies import RequestDatabase, RequestStore
 from app.events import STREAM, LastEventId, answer
 from app.pagination import RequestPage
 from app.tables import Adaptation
@@ -18,6 +31,7 @@ from app.transactions import RequestSession, TransactionalRoute, answer_after_co
 from app.work import cancel_work, get_work
 
 router = APIRouter(prefix="/adaptations", tags=["adaptations"], route_class=TransactionalRoute)
+events_router = APIRouter(prefix="/events", tags=["adaptations"], route_class=TransactionalRoute)
 
 Adapter = Annotated[Principal, Depends(require("policies:act"))]
 Prefer = Annotated[
@@ -30,6 +44,7 @@ def create_adaptation(
     body: NewAdaptation,
     session: RequestSession,
     database: RequestDatabase,
+    store: RequestStore,
     by: Adapter,
     request: Request,
     response: Response,
@@ -37,9 +52,10 @@ def create_adaptation(
 ) -> AdaptationBody:
     """Adapt a version, or a new policy, to a task: 201 with the result if that comes in time, else 202.
 
-    An adaptation that fails in time is a 202 too: its `state` is `failed`, and `error` says why.
+    An adaptation that fails in time is a 202 too: its `state` is `failed`, and `error` says why. One to a task whose
+    environment is with the client is a 201 at once: its `policy` is there, and it is `collecting` episodes.
     """
-    adaptation = AdaptationBody.of(service.create_adaptation(session, by, body))
+    adaptation = AdaptationBody.of(service.create_adaptation(session, store, by, body))
     response.headers["Location"] = f"/v1/adaptations/{adaptation.id}"
     answer_after_commit(request, partial(waiting.answer, database, adaptation, *waiting.read_prefer(prefer)))
     return adaptation
@@ -70,8 +86,79 @@ def get_adaptation(adaptation_id: str, session: RequestSession, _: Caller) -> Ad
 
 @router.post("/{adaptation_id}:cancel")
 def cancel_adaptation(adaptation_id: str, session: RequestSession, by: Adapter) -> AdaptationBody:
-    """Cancel: a queued one ends at once, a running one within two seconds; one that is over is answered as it is."""
+    """Cancel: what no worker has ends at once, what runs within two seconds; one that is over is answered as it is."""
     return AdaptationBody.of(cancel_work(session, by, Adaptation, adaptation_id))
+
+
+@router.post("/{adaptation_id}:finish")
+def finish_adaptation(
+    adaptation_id: str,
+    session: RequestSession,
+    database: RequestDatabase,
+    by: Adapter,
+    request: Request,
+    prefer: Prefer = None,
+) -> AdaptationBody:
+    """Finish a remote adaptation: a step that is due is taken first; one that is over is answered as it is."""
+    adaptation = AdaptationBody.of(remote.finish(session, by, adaptation_id))
+    answer_after_commit(request, partial(waiting.answer_finished, database, adaptation, *waiting.read_prefer(prefer)))
+    return adaptation
+
+
+async def _content(request: Request) -> bytes:
+    assert isinstance(request, JSONRequest)
+    return await request.content()
+
+
+@router.post("/{adaptation_id}/episodes", openapi_extra=UPLOAD)
+def upload_episodes(
+    adaptation_id: str,
+    content: Annotated[bytes, Depends(_content)],
+    database: RequestDatabase,
+    _: Adapter,
+    request: Request,
+    prefer: Annotated[
+        str | None, Header(description="`wait=N`: seconds to wait for the step that is due, 60 at most; 0 by default.")
+    ] = None,
+) -> Uploaded:
+    """Upload episodes of a remote adaptation, whole or in pieces, in any order: all of them are stored, or none.
+
+    The same episode or piece may be sent again; with other content it is a 409. When enough is in, a step is taken.
+    """
+    uploaded = Uploaded.of(episodes.upload(database, adaptation_id, content))
+    answer_after_commit(
+        request, partial(waiting.answer_uploaded, database, uploaded, *waiting.read_prefer(prefer, default_s=0))
+    )
+    return uploaded
+
+
+@router.get(
+    "/{adaptation_id}/episodes",
+    response_model=Episodes,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)
+def list_episodes(
+    adaptation_id: str,
+    session: RequestSession,
+    database: RequestDatabase,
+    page: RequestPage,
+    _: Caller,
+    format: Annotated[
+        Literal["json", "jsonl"],
+        Query(description="A page of a list; or all episodes, each a line that can be uploaded again."),
+    ] = "json",
+) -> Episodes | StreamingResponse:
+    """Episodes of a remote adaptation, in the order in which they came: what is known of them, or all that was sent."""
+    rows, token = episodes.list_episodes(session, adaptation_id, page)
+    if format == "jsonl":
+        return StreamingResponse(episodes.lines(database, adaptation_id), media_type="application/jsonl")
+    return Episodes(episodes=[UploadedEpisode.model_validate(row) for row in rows], next_page_token=token)
+
+
+@events_router.post("/{event_id}:reward")
+def reward_event(event_id: str, body: EventReward, session: RequestSession, _: Adapter) -> RewardedEvent:
+    """Tell what came of a recorded action: with its reward it is an episode of one step. It may be told again."""
+    return RewardedEvent.of(act_events.reward_event(session, event_id, body.reward))
 
 
 @router.get("/{adaptation_id}/events", response_class=StreamingResponse, responses=STREAM)

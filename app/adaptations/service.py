@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import tables
-from app.adaptations.schemas import NewAdaptation, NewAdaptations
+from app.adaptations import remote
+from app.adaptations.origin import learner_from_scratch
+from app.adaptations.schemas import NewAdaptation, NewAdaptations, RemoteReference, TaskReference
 from app.auth import Principal, audit
 from app.database import new_id
 from app.errors import Invalid, NotFound
 from app.pagination import Page, paginate
-from app.policies.service import get_policy, learner_of
+from app.policies.service import get_policy, learner_of, require_settled
 from app.registry.service import resolve
-from app.tasks.schemas import TaskDefinition
+from app.store import ArtefactStore
 from app.tasks.service import definition_of, get_task
 from app.validation import MAX_ERRORS, FieldError
 from models.adaptation import InnerLoop, require_memory, require_rate
 from models.checkpoint import from_json, learner_from_json, space_to_json, to_json
 from models.finetune import CONFIGS, MethodConfig, require_fit
-from models.learners import MAML, Learner, MAMLConfig
-from models.policy import Policy, PolicyConfig
+from models.learners import Learner
+from models.policy import PolicyConfig
+from models.remote import define_remote
 from models.tasks import define_task, environment_of
 from models.types import InvalidValue, Task
 
@@ -32,15 +35,22 @@ MAX_STEPS_TOGETHER = 5_000_000
 """Steps that adaptations which are computed together may hold in memory."""
 
 
-def create_adaptation(session: Session, by: Principal, request: NewAdaptation) -> tables.Adaptation:
+def create_adaptation(
+    session: Session, store: ArtefactStore, by: Principal, request: NewAdaptation
+) -> tables.Adaptation:
     """Queue an adaptation. What it starts from is decided now: an alias that moves later changes nothing.
 
+    One to a task whose environment is with the client has its policy at once, and collects episodes.
+
     Raises:
+        Corrupt: If what a remote one starts from is not what was stored.
         Invalid: If the model, the policy or the task is unknown, or their spaces differ.
         InvalidValue: If an inline task or a new policy's architecture is not valid, the method does not fit the task's
             actions or in memory, or gives a rate to a version that has learned its own.
     """
     asked = request.model_dump(mode="json")
+    if isinstance(request.task, RemoteReference):
+        return _create_remote(session, store, by, request, asked)
     [row] = _create(session, by, request, [(request.task, "/task")], [asked])
     return row
 
@@ -83,11 +93,11 @@ def read_method(definition: Mapping[str, Any]) -> InnerLoop | MethodConfig:
     return from_json(CONFIGS[definition["name"]], definition)
 
 
-def find_task(session: Session, reference: str | TaskDefinition, pointer: str) -> tuple[Task, str | None]:
+def find_task(session: Session, reference: TaskReference, pointer: str) -> tuple[Task, str | None]:
     """A task that a request refers to by id, name or definition, and its id where it is registered.
 
     Raises:
-        Invalid: At ``pointer``, if there is none of that id or name.
+        Invalid: At ``pointer``, if there is none of that id or name, or its environment is with the client.
         InvalidValue: Below it, if the definition is not valid.
     """
     if isinstance(reference, str):
@@ -96,20 +106,13 @@ def find_task(session: Session, reference: str | TaskDefinition, pointer: str) -
         except NotFound as error:
             raise Invalid(pointer, error.detail) from error
         return definition_of(row), row.id
+    if isinstance(reference, RemoteReference):
+        detail = "must be a task of the service's own here; POST /v1/adaptations adapts to one remote task at a time"
+        raise Invalid(f"{pointer}/remote", detail)
     try:
         return read_task(reference.model_dump()), None
     except InvalidValue as error:
         raise InvalidValue(f"{pointer}{error.pointer}", error.detail) from error
-
-
-def learner_from_scratch(config: PolicyConfig, task: Task) -> Learner[Any]:
-    """What adapts a new policy of this architecture to a task: MAML's inner loop, as it is by default.
-
-    Raises:
-        InvalidValue: At ``/policy/...``, if the architecture does not fit the task's spaces or the inner loop.
-    """
-    environment = environment_of(task)
-    return MAML(MAMLConfig(), Policy(config, environment.observation_space, environment.action_space))
 
 
 def require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointer: str) -> None:
@@ -129,12 +132,14 @@ def require_same_spaces(theirs: Mapping[str, Any], name: str, task: Task, pointe
         "observation_space": space_to_json(environment.observation_space),
         "action_space": space_to_json(environment.action_space),
     }
+    _require_equal(theirs, name, spaces, f"the task runs in {task.environment}, which", pointer)
+
+
+def _require_equal(theirs: Mapping[str, Any], name: str, spaces: Mapping[str, Any], where: str, pointer: str) -> None:
     # The bounds of observations are no business of a network's.
     same_size = len(theirs["observation_space"]["low"]) == len(spaces["observation_space"]["low"])
-    if same_size and theirs["action_space"] == spaces["action_space"]:
-        return
-    where = f"the task runs in {task.environment}, which"
-    raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
+    if not same_size or theirs["action_space"] != spaces["action_space"]:
+        raise Invalid(pointer, f"{name} {_describe(theirs)}, but {where} {_describe(spaces)}")
 
 
 def require_method(method: InnerLoop | MethodConfig, learner: Learner[Any], horizon: int) -> None:
@@ -160,7 +165,7 @@ def _create(
     session: Session,
     by: Principal,
     request: NewAdaptation | NewAdaptations,
-    references: Sequence[tuple[str | TaskDefinition, str]],
+    references: Sequence[tuple[TaskReference, str]],
     asked: Sequence[dict[str, Any]],
 ) -> list[tables.Adaptation]:
     start = _start(session, request)
@@ -176,20 +181,7 @@ def _create(
         except InvalidValue as error:
             errors.append(FieldError(error.pointer, error.detail))
             continue
-        rows.append(
-            tables.Adaptation(
-                id=new_id(),
-                request=body,
-                model=start.model,
-                version=start.version,
-                start_policy_id=start.policy_id,
-                task_id=task_id,
-                task_definition=task.definition(),
-                method=to_json(request.method),
-                seed=body["seed"],
-                ttl_seconds=request.ttl_seconds,
-            )
-        )
+        rows.append(start.adaptation(request, body, task.definition(), task_id))
     if errors:
         raise Invalid.all_of(list(dict.fromkeys(errors))[:MAX_ERRORS])
     _lead(rows)
@@ -212,6 +204,27 @@ class _Start:
     learner: Learner[Any] | None = None
     architecture: PolicyConfig | None = None
 
+    def adaptation(
+        self,
+        request: NewAdaptation | NewAdaptations,
+        body: Mapping[str, Any],
+        task: Mapping[str, Any],
+        task_id: str | None,
+    ) -> tables.Adaptation:
+        """A new row."""
+        return tables.Adaptation(
+            id=new_id(),
+            request=body,
+            model=self.model,
+            version=self.version,
+            start_policy_id=self.policy_id,
+            task_id=task_id,
+            task_definition=task,
+            method=to_json(request.method),
+            seed=body["seed"],
+            ttl_seconds=request.ttl_seconds,
+        )
+
 
 def _start(session: Session, request: NewAdaptation | NewAdaptations) -> _Start:
     if request.model is not None:
@@ -225,6 +238,7 @@ def _start(session: Session, request: NewAdaptation | NewAdaptations) -> _Start:
             policy = get_policy(session, request.policy).policy
         except NotFound as error:
             raise Invalid("/policy", error.detail) from error
+        require_settled(session, policy, "/policy")
         name, learner = f"policy {policy.id}", learner_of(session, policy)
         return _Start(policy.model, policy.version, policy.id, policy.spec, name, learner)
     return _Start(architecture=request.policy)
@@ -234,8 +248,32 @@ def _require_fit(request: NewAdaptation | NewAdaptations, start: _Start, task: T
     """Refuse what the core would refuse."""
     if start.spaces is not None:
         require_same_spaces(start.spaces, start.name, task, pointer)
-    learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), task)
+    learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), environment_of(task))
     require_method(request.method, learner, task.horizon)
+
+
+def _create_remote(
+    session: Session, store: ArtefactStore, by: Principal, request: NewAdaptation, asked: Mapping[str, Any]
+) -> tables.Adaptation:
+    start, given = _start(session, request), asked["task"]["remote"]
+    spaces = {name: given[name] for name in ("observation_space", "action_space")}
+    try:
+        task = define_remote(**spaces, discount=given["discount"], horizon=given["horizon"])
+    except InvalidValue as error:
+        raise InvalidValue(f"/task/remote{error.pointer}", error.detail) from error
+    definition = task.definition()
+    if start.spaces is not None:
+        _require_equal(start.spaces, start.name, definition, "the task", "/task/remote")
+    remote.require_remote_method(request.method)
+    learner = start.learner or learner_from_scratch(start.architecture or PolicyConfig(), task)
+    # There is nothing to evaluate in.
+    require_method(replace(request.method, evaluation_episodes=1), learner, task.horizon)
+    definition |= {"reward_seconds": given["reward_seconds"]}
+    row = start.adaptation(request, asked, {"remote": definition}, None)
+    remote.begin(session, store, row, task)
+    audit(session, by, "adaptations.create", f"adaptations/{row.id}", model=request.model)
+    session.flush()
+    return row
 
 
 def _lead(rows: Sequence[tables.Adaptation]) -> None:

@@ -100,13 +100,13 @@ class _Execution:
             for group, entries in (("held_out", spec["tasks"]), ("training", spec["training_tasks"]))
             if entries
         }
-        task = self._batches["held_out"].tasks[0]
+        environment = self._batches["held_out"].environment
         self._built: list[Subject] = []
         for origin in origins:
             if origin is None:
                 self._built.append(Subject(self._built[0].learner, None))
                 continue
-            learner, params = origin.build(job.store, task, [0])
+            learner, params = origin.build(job.store, environment, [0])
             self._built.append(Subject(learner, {name: value[0] for name, value in params.items()}))
         self._checkpoint = self._row.checkpoint_sha256
         self._runs = _read_checkpoint(job.store, self._checkpoint)

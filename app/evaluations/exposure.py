@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import tables
+from app.adaptations.remote import is_remote
 from app.adaptations.service import read_task
 from app.runs.service import read_family
 from app.tasks.service import definition_of
@@ -74,7 +76,7 @@ def _ancestry(session: Session, version: tables.Version | None) -> Iterator[tabl
 def _add_version(session: Session, version: tables.Version, seen: Exposure) -> None:
     manifest = version.manifest
     if task := manifest.get("task"):
-        _add_task(read_task(task), seen)
+        _add_adapted(task, seen)
     if policy := session.get(tables.Policy, manifest.get("policy_id") or ""):
         _add_policy(session, policy, seen)
     selection, definition = manifest.get("tasks"), manifest.get("family")
@@ -101,8 +103,14 @@ def _add_policy(session: Session, policy: tables.Policy, seen: Exposure) -> None
         adaptation = session.get(tables.Adaptation, current.adaptation_id or "")
         current = None
         if adaptation is not None:
-            _add_task(read_task(adaptation.task_definition), seen)
+            _add_adapted(adaptation.task_definition, seen)
             current = session.get(tables.Policy, adaptation.start_policy_id or "")
+
+
+def _add_adapted(definition: Mapping[str, Any], seen: Exposure) -> None:
+    # Of an environment that is with a client nothing is known that a task could be compared with.
+    if not is_remote(definition):
+        _add_task(read_task(definition), seen)
 
 
 def _add_task(task: Task, seen: Exposure) -> str:

@@ -13,7 +13,7 @@ from app.adaptations.service import require_method, require_same_spaces
 from app.errors import Invalid, NotFound
 from app.evaluations.exposure import Exposure, exposure_of
 from app.evaluations.schemas import MULTITASK, SCRATCH, EvaluatedSubject, HeldOutTasks, NewEvaluation
-from app.policies.service import get_policy, learner_of
+from app.policies.service import get_policy, learner_of, require_settled
 from app.registry.service import resolve
 from app.runs.service import find_family, select_registered
 from app.tasks.service import definition_of
@@ -194,6 +194,7 @@ def _resolved(session: Session, asked: EvaluatedSubject, pointer: str) -> _Subje
         policy = get_policy(session, asked.policy).policy
     except NotFound as error:
         raise Invalid(pointer, error.detail) from error
+    require_settled(session, policy, pointer)
     origin = None if policy.model is None else resolve(session, f"{policy.model}/{policy.version}", pointer)
     exposure = exposure_of(session, origin, policy)
     name, label = asked.name or policy.id, f"policy {policy.id}"

@@ -13,6 +13,7 @@ POLICY: dict[str, Any] = {
     "adaptation": ADAPTATION["id"],
     "model": "cartpole",
     "version": 3,
+    "revision": 0,
     "task": ADAPTATION["task"],
     "environment": "CartPole-v1",
     "policy": ARCHITECTURE,

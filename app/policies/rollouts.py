@@ -12,6 +12,7 @@ import torch
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.adaptations.remote import is_remote
 from app.adaptations.service import find_task, read_task, require_same_spaces
 from app.database import Database
 from app.errors import CannotDraw, Invalid, Unavailable
@@ -123,9 +124,11 @@ def _task(session: Session, entry: service.PolicyEntry, reference: str | None) -
         if reference is not None:
             task, task_id = find_task(session, reference, "/task")
             return task, task_id or task.definition()
-        adaptation = session.get(Adaptation, entry.policy.adaptation_id)
+        adaptation = session.get(Adaptation, entry.policy.adaptation_id or "")
         if adaptation is None or entry.task is None:
             raise Invalid("/task", "must be given: this policy was not adapted to a task here")
+        if is_remote(adaptation.task_definition):
+            raise Invalid("/task", "must be given: the environment that this policy was adapted to is with a client")
         return read_task(adaptation.task_definition), entry.task
     except InvalidValue as error:
         raise InvalidValue(f"/task{error.pointer}", error.detail) from error

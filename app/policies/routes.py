@@ -104,11 +104,17 @@ def delete_policy(policy_id: str, session: RequestSession, by: Writer) -> None:
     responses=file_responses("application/octet-stream"),
 )
 def get_policy_file(
-    policy_id: str, request: Request, session: RequestSession, store: RequestStore, _: Caller
+    policy_id: str,
+    request: Request,
+    session: RequestSession,
+    store: RequestStore,
+    _: Caller,
+    revision: Annotated[int | None, Query(ge=0, lt=2**31, description="An older one; by default the newest.")] = None,
 ) -> Response:
     """The policy's parameters and what policy it is. ETag is the sha256; If-None-Match and Range are honoured."""
     policy = service.get_policy(session, policy_id).policy
-    return serve_file(request, store, service.FILE_NAME, policy.sha256, policy.size_bytes)
+    sha256, size_bytes = service.get_revision(session, policy, revision)
+    return serve_file(request, store, service.FILE_NAME, sha256, size_bytes)
 
 
 @router.head("/{policy_id}/files/policy.onnx", include_in_schema=False)

@@ -18,8 +18,9 @@ class PolicyBody(Schema):
     """A policy that an adaptation yielded.
 
     ``task`` is the id of the task it was adapted to, or the task's definition where it was never registered;
-    ``model`` and ``version`` are null where adapting began from scratch. ``files`` are those that are stored;
-    ``policy.onnx`` is made when it is asked for, and its digest is not known before.
+    ``model`` and ``version`` are null where adapting began from scratch. ``environment`` is null where that is with a
+    client; then ``revision`` counts how often the policy has changed. ``files`` are those stored, of the newest
+    revision; ``policy.onnx`` is made when it is asked for, and its digest is not known before.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [POLICY]})
@@ -29,7 +30,8 @@ class PolicyBody(Schema):
     model: str | None
     version: int | None
     task: str | dict[str, Any] | None
-    environment: str
+    environment: str | None
+    revision: int
     policy: dict[str, Any]
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
@@ -48,6 +50,7 @@ class PolicyBody(Schema):
             version=row.version,
             task=entry.task,
             environment=row.spec["environment"],
+            revision=row.revision,
             policy=row.spec["policy"],
             observation_space=row.spec["observation_space"],
             action_space=row.spec["action_space"],

@@ -12,11 +12,13 @@ from sqlalchemy.orm import Session
 
 from app.auth import Principal, audit
 from app.database import now
-from app.errors import Corrupt, Gone, NotFound
+from app.errors import Corrupt, Gone, Invalid, NotFound
+from app.leases import request_cancellation
 from app.pagination import Page, paginate
 from app.registry.service import VersionEntry, find_version, get_file, get_version, publish_version
 from app.store import ArtefactStore
-from app.tables import Adaptation, Policy
+from app.tables import Adaptation, Policy, PolicyRevision
+from app.work import FINAL
 from models.checkpoint import (
     MANIFEST_FILE,
     PARAMETERS_FILE,
@@ -93,13 +95,16 @@ def read_policy(
 
 
 def delete_policy(session: Session, by: Principal, policy_id: str) -> None:
-    """Take a policy away; its bytes go when a worker next sweeps.
+    """Take a policy away; its bytes go when a worker next sweeps. A remote adaptation that changes it is cancelled.
 
     Raises:
         NotFound: As :func:`get_policy`.
     """
     policy = _find(session, policy_id)
     policy.deleted_at = now()
+    adaptation = session.get(Adaptation, policy.adaptation_id or "")
+    if adaptation is not None and adaptation.counts is not None:
+        request_cancellation(session, Adaptation, adaptation.id)
     audit(session, by, "policies.delete", f"policies/{policy.id}")
 
 
@@ -113,7 +118,7 @@ def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy
         NotFound: As :func:`get_policy`.
     """
     policy = _find(session, policy_id)
-    adaptation = session.get(Adaptation, policy.adaptation_id)
+    adaptation = session.get(Adaptation, policy.adaptation_id or "")
     parent = None if policy.model is None else find_version(session, policy.model, str(policy.version))
     learner, params = learner_of(session, policy), load_params(store.read(policy.sha256))
     if parent is not None:
@@ -123,10 +128,11 @@ def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy
     about: dict[str, Any] = {"environment": policy.spec["environment"], "run": None, "policy_id": policy.id}
     if adaptation is not None:
         result = adaptation.result or {}
-        returns = {f"return_{when}": result[when]["mean_return"] for when in ("before", "after") if when in result}
+        returns = {f"return_{when}": result[when]["mean_return"] for when in ("before", "after") if result.get(when)}
         about |= {
             "adaptation": adaptation.id,
             "task": adaptation.task_definition,
+            "revision": policy.revision,
             "method": adaptation.method,
             "seed": adaptation.seed,
             "metrics": returns,
@@ -136,6 +142,32 @@ def publish_policy(session: Session, store: ArtefactStore, by: Principal, policy
     version = publish_version(session, model, json.loads(manifest), files, None, parent)
     audit(session, by, "policies.publish", f"policies/{policy.id}", model=model, version=version.number)
     return get_version(session, model, str(version.number))
+
+
+def require_settled(session: Session, policy: Policy, pointer: str) -> None:
+    """Refuse to build on a policy that may still change: what is asked for now would come of what it is later.
+
+    Raises:
+        Invalid: At the pointer, if its remote adaptation is not over.
+    """
+    adaptation = session.get(Adaptation, policy.adaptation_id or "")
+    if adaptation is not None and adaptation.counts is not None and adaptation.state not in FINAL:
+        detail = f"policy {policy.id} may still change: finish its adaptation, {adaptation.id}, or publish the policy"
+        raise Invalid(pointer, detail)
+
+
+def get_revision(session: Session, policy: Policy, revision: int | None) -> tuple[str, int]:
+    """Digest and size of a policy's parameters as they were, or are (None).
+
+    Raises:
+        NotFound: If there is no such revision.
+    """
+    if revision is None or revision == policy.revision:
+        return policy.sha256, policy.size_bytes
+    row = session.get(PolicyRevision, (policy.id, revision))
+    if row is None:
+        raise NotFound(f"policy {policy.id} has no revision {revision}; the newest is {policy.revision}")
+    return row.sha256, row.size_bytes
 
 
 def learner_of(session: Session, policy: Policy) -> Learner[Any]:

@@ -105,7 +105,7 @@ async def get_model_version_statistics(served: OfVersion, statistics: RequestSta
     return _body(served, statistics.of(served.name, served.version))
 
 
-@router.post("/repository/index", response_model_exclude_none=True)
+@router.post("/repository/index")
 def list_served_models(
     database: RequestDatabase, page: RequestPage, _: Caller, response: Response, __: IndexQuery | None = None
 ) -> list[IndexEntry]:

@@ -114,9 +114,9 @@ class IndexQuery(Schema):
 
 
 class IndexEntry(Schema):
-    """A model that can be asked. A policy has no ``version`` here: its newest revision is asked."""
+    """A version of a model, or a policy at its newest revision, that can be asked."""
 
     name: str
-    version: str | None = None
+    version: str
     state: str = "READY"
     reason: str = ""

@@ -34,14 +34,14 @@ def list_numbers(session: Session, model: str) -> list[int]:
     return list(session.scalars(statement.limit(MOST_VERSIONS)))[::-1]
 
 
-def list_served(session: Session, page: Page) -> tuple[list[tuple[str, str | None]], str | None]:
+def list_served(session: Session, page: Page) -> tuple[list[tuple[str, str]], str | None]:
     """A page of what may be asked: names and versions, of models and then policies, each newest first.
 
     Raises:
         BadRequest: If the page's token is none of ours.
     """
     kind, _, token = (page.token or "versions.").partition(".")
-    served: list[tuple[str, str | None]] = []
+    served: list[tuple[str, str]] = []
     if kind == "versions":
         statement = select(Version).options(load_only(Version.model, Version.number))
         part = Page(page.size, token or None)
@@ -53,5 +53,5 @@ def list_served(session: Session, page: Page) -> tuple[list[tuple[str, str | Non
     elif kind != "policies":
         raise BadRequest("the page_token is not valid; take the one of the page before")
     entries, more = list_policies(session, Page(page.size - len(served), token or None))
-    served += [(entry.policy.id, None) for entry in entries]
+    served += [(entry.policy.id, str(entry.policy.revision)) for entry in entries]
     return served, None if more is None else f"policies.{more}"

@@ -78,6 +78,44 @@ class FineTuneConfig:
         """Environment steps from one evaluation to the next."""
         return self.evaluate_every or max(1, (self.environment_steps or 100_000) // 10)
 
+    def scheduled(self, start: float, used: Tensor) -> Tensor:
+        """What goes by ``schedule``: it falls from ``start`` to 0 along with the budget, or stays, [N, 1]."""
+        return falling(start, 0.0 if self.schedule == "linear" else start, used)
+
+
+class Statistics:
+    """Of observations, of each of N policies.
+
+    Those that a policy comes with move no more; a new policy counts what it sees.
+
+    Args:
+        policy: The architecture.
+        params: The policies.
+        state: Where to go on: what :meth:`state` gave, among other things.
+
+    Attributes:
+        values: Tensors by name, [N, ...]; none where observations are not normalised.
+    """
+
+    def __init__(self, policy: Policy, params: Params, state: Mapping[str, Tensor] | None = None) -> None:
+        self._policy = policy
+        self.values = {name: value for name, value in params.items() if name.startswith("observation.")}
+        # Of a policy that has seen nothing yet.
+        self._counts = bool(self.values) and not bool(self.values["observation.count"].any())
+        if state is not None and (saved := within("statistics", state)):
+            self.values, self._counts = saved, True
+
+    def observe(self, segment: Segment) -> None:
+        """Have new policies count what they have seen in a round, once it is over."""
+        if self._counts:
+            seen = segment.observation.flatten(1, 2)
+            variance, mean = torch.var_mean(seen, 1, correction=0)
+            self.values = self._policy.merged(self.values, seen.shape[1], mean, variance)
+
+    def state(self) -> Params:
+        """What moves, by names that begin with ``statistics``."""
+        return {f"statistics.{name}": value for name, value in self.values.items()} if self._counts else {}
+
 
 Config = TypeVar("Config", bound=FineTuneConfig, covariant=True)
 
@@ -95,8 +133,7 @@ class FineTuner(ABC, Generic[Config]):
 
     Attributes:
         count: N.
-        statistics: Of observations, of each policy. Those that a policy comes with move no more; a new policy counts
-            what it sees.
+        observed: Statistics of observations.
         stream: The episodes.
         discount: γ, [N, 1].
     """
@@ -111,11 +148,7 @@ class FineTuner(ABC, Generic[Config]):
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.count = len(tasks)
-        self.statistics = {name: value for name, value in params.items() if name.startswith("observation.")}
-        # Of a policy that has seen nothing yet.
-        self._counts = bool(self.statistics) and not bool(self.statistics["observation.count"].any())
-        if state is not None and (saved := within("statistics", state)):
-            self.statistics, self._counts = saved, True
+        self.observed = Statistics(policy, params, state)
         self.config = config
         self.policy = policy
         self.tasks = tasks
@@ -148,25 +181,18 @@ class FineTuner(ABC, Generic[Config]):
             The steps taken, and means over tasks of what the method has to tell.
         """
 
-    def observe(self, segment: Segment) -> None:
-        """Have new policies count what they have seen in a round, once it is over."""
-        if self._counts:
-            seen = segment.observation.flatten(1, 2)
-            variance, mean = torch.var_mean(seen, 1, correction=0)
-            self.statistics = self.policy.merged(self.statistics, seen.shape[1], mean, variance)
+    @property
+    def statistics(self) -> Params:
+        """Of observations, of each policy."""
+        return self.observed.values
 
     def state(self) -> Params:
         """All that changes, by name: with it another fine-tuner goes on bit for bit."""
         state = {f"stream.{name}": value for name, value in self.stream.state().items()}
-        counted = self.statistics if self._counts else {}
-        state |= {f"statistics.{name}": value for name, value in counted.items()}
+        state |= self.observed.state()
         for name, networks in self._kept.items():
             state |= networks.state(name)
         return state
-
-    def scheduled(self, start: float, used: Tensor) -> Tensor:
-        """What goes by ``schedule``: it falls from ``start`` to 0 along with the budget, or stays, [N, 1]."""
-        return falling(start, 0.0 if self.config.schedule == "linear" else start, used)
 
 
 def within(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ class DQN(OffPolicy[DQNConfig]):
     @torch.no_grad()
     def _learn(self, used: Tensor) -> Metrics:
         config = self.config
-        rate = self.scheduled(config.learning_rate, used)
+        rate = config.scheduled(config.learning_rate, used)
         correction = falling(config.priority_correction, 1.0, used)
         keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
         draws = random.uniform(keys, config.updates * config.batch_size, self.discount.dtype)

@@ -87,11 +87,9 @@ def finetune(
     """
     require_fit(config, policy, int(tasks.horizon.max()))
     if config.reset_values:
-        new = [policy.initialise(int(key)) for key in keys]
-        heads = {name: torch.stack([each[name] for each in new]) for name in ("value.weight", "value.bias")}
-        params = {**params, **{name: value.to(params[name]) for name, value in heads.items()}}
+        params = with_new_values(policy, params, keys)
     learning = None if state is None else within("learning", state)
-    tuner = METHODS[config.name](config, policy, params, tasks, random.fold_in(keys, _LEARN), learning)
+    tuner = METHODS[config.name](config, policy, params, tasks, learning_keys(keys), learning)
     with tuner.stream:
         loop = _Loop(config, tuner, random.fold_in(keys, _EVALUATE))
         if state is None:
@@ -101,6 +99,18 @@ def finetune(
         yield loop.progress({})
         while not bool(loop.over.all()):
             yield loop.progress(loop.round())
+
+
+def learning_keys(keys: Tensor) -> Tensor:
+    """Streams of what tasks learn, of their streams of all random numbers, [N]."""
+    return random.fold_in(keys, _LEARN)
+
+
+def with_new_values(policy: Policy, params: Params, keys: Tensor) -> Params:
+    """N policies with new value heads, each by its key, [N]."""
+    new = [policy.initialise(int(key)) for key in keys]
+    heads = {name: torch.stack([each[name] for each in new]) for name in ("value.weight", "value.bias")}
+    return {**params, **{name: value.to(params[name]) for name, value in heads.items()}}
 
 
 class _Loop:
@@ -127,7 +137,7 @@ class _Loop:
         active = ~self.over
         before = int(self._environment_steps[active][0]) // self._config.evaluation_interval
         segment, metrics = self._tuner.round(self._used().to(self._tuner.tasks.discount))
-        self._tuner.observe(segment)
+        self._tuner.observed.observe(segment)
         steps, places = segment.reward.shape[1:]
         self._environment_steps += active * (steps * places)
         self._episodes += active * segment.finished

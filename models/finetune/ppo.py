@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from models import random, returns
-from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics
+from models.finetune.base import FineTuneConfig, FineTuner, LearningRate, Metrics, Statistics
 from models.finetune.gradients import head, pull_head, trunk
 from models.finetune.networks import Networks
 from models.finetune.stream import Segment
@@ -96,19 +96,37 @@ class _Batch:
 
 
 @final
-class PPO(FineTuner[PPOConfig]):
-    """See :class:`PPOConfig`."""
+class ActorCritic:
+    """N policies and their critics, which learn from segments wherever those come from.
+
+    Args:
+        config: The hyperparameters.
+        policy: The architecture.
+        params: N policies to start from.
+        statistics: Of observations; whoever acts keeps them up to date.
+        discount: γ, [N].
+        keys: [N] int64: minibatches of task n are drawn from stream n.
+        seen: Observations [N, M, O] that the policies' value heads are fitted on before anything was learned.
+        state: Where to go on: what :meth:`state` gave, among other things.
+    """
 
     def __init__(
         self,
         config: PPOConfig,
         policy: Policy,
         params: Params,
-        tasks: TaskBatch,
+        statistics: Statistics,
+        discount: Tensor,
         keys: Tensor,
+        seen: Tensor,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        super().__init__(config, policy, params, tasks, keys, state)
+        self.count = len(discount)
+        self.config = config
+        self.policy = policy
+        self._observed = statistics
+        self._discount = discount
+        self._keys = keys
         moved = [name for name in policy.trainable() if not name.startswith("value.")]
         # The critic is another policy, as it were, whose head has the value in its first place: so that both trunks
         # and both heads are one product each.
@@ -117,33 +135,46 @@ class PPO(FineTuner[PPOConfig]):
         critic["policy.weight"] = torch.nn.functional.pad(params["value.weight"], (0, spare))
         critic["policy.bias"] = torch.nn.functional.pad(params["value.bias"], (0, spare))
         self._networks = Networks.of({name: torch.cat([params[name], critic[name]]) for name in moved})
-        self._last = self.stream.observation
-        self.keep({"networks": self._networks}, state)
+        self._last = seen
         if state is not None:
+            self._networks.restore("networks", state)
             self._last = state["last"].clone()
 
     @property
-    @override
+    def actors(self) -> Params:
+        """Copies of the N policies as they are now; they have no value heads."""
+        return self._networks.rows(slice(self.count)) | self._observed.values
+
+    @property
     def policies(self) -> Params:
-        actor = self._networks.rows(slice(self.count)) | self.statistics
+        """The N policies as they are now, their value heads fitted to their critics."""
+        actor = self.actors
         with torch.no_grad():
             value = self._values(self._last)
             features = self.policy.features(actor, self._last)
         return actor | returns.fitted_value_head(features, value, torch.ones_like(value))
 
-    @override
     def state(self) -> Params:
-        return super().state() | {"last": self._last}
+        """All that learning changes, by name: with it another goes on bit for bit."""
+        return self._networks.state("networks") | {"last": self._last}
 
-    @override
-    def round(self, used: Tensor) -> tuple[Segment, Metrics]:
+    def learn(self, segment: Segment, used: Tensor, time: int, log_prob: Tensor | None = None) -> Metrics:
+        """Make the updates of a round.
+
+        Args:
+            segment: Its steps.
+            used: Share of each task's budget that was used up before, [N] in [0, 1].
+            time: When the round began: what minibatches are drawn by.
+            log_prob: Of the actions, under the policies that took them, [N, T, B]; by default these very policies did.
+
+        Returns:
+            Means over tasks of what there is to tell.
+        """
         config = self.config
-        time = self.stream.time
-        segment = self._act()
-        batch = self._prepare(segment)
+        batch = self._prepare(segment, log_prob)
         rates = config.learning_rate, config.value_learning_rate or config.learning_rate
-        rate = torch.cat([self.scheduled(each, used) for each in rates])
-        clip = None if config.clip_ratio is None else self.scheduled(config.clip_ratio, used)
+        rate = torch.cat([config.scheduled(each, used) for each in rates])
+        clip = None if config.clip_ratio is None else config.scheduled(config.clip_ratio, used)
         active = None if config.kl_limit is None else torch.ones_like(rate, dtype=torch.bool)
         for epoch in range(config.epochs):
             for part in self._parts(batch, time, epoch):
@@ -153,46 +184,37 @@ class PPO(FineTuner[PPOConfig]):
                 norm = self._networks.descend(gradient, rate, config.max_gradient_norm, active)
             if active is not None and not bool(active[: self.count].any()):
                 break
-        metrics = {
+        return {
             "divergence": float(divergence.mean()),
             "policy_gradient_norm": float(norm[: self.count].mean()),
             "value_gradient_norm": float(norm[self.count :].mean()),
             "explained_variance": float(_explained(batch.value, batch.target).mean()),
         }
-        return segment, metrics
 
     @torch.no_grad()
-    def _act(self) -> Segment:
-        actor = self._networks.rows(slice(self.count)) | self.statistics
-        noise = self.stream.noise(actor, self.config.steps)
-        decide = self.policy.acting(actor)
-        return self.stream.advance(
-            self.config.steps, lambda observation, t: self.policy.choose(decide(observation, t), noise[:, t])
-        )
-
-    @torch.no_grad()
-    def _prepare(self, segment: Segment) -> _Batch:
+    def _prepare(self, segment: Segment, log_prob: Tensor | None) -> _Batch:
         """Log-probabilities, advantages and targets of the steps of a round."""
         observation, action = segment.observation.flatten(1, 2), segment.action.flatten(1, 2)
         self._last = observation[:, -_ROWS_FOR_VALUES:]
         out = self._out(self._networks.params, observation)
         logits, value = out[: self.count], out[self.count :, :, 0]
-        log_prob = self.policy.log_prob(self._actor(self._networks.params), logits, action)
+        if log_prob is None:
+            log_prob = self.policy.log_prob(self._actor(self._networks.params), logits, action)
         after = self._values(segment.next_observation.flatten(1, 2)).reshape(segment.reward.shape)
         advantage = segment_advantages(
-            segment, value.reshape(segment.reward.shape), after, self.tasks.discount, self.config.gae_decay
+            segment, value.reshape(segment.reward.shape), after, self._discount, self.config.gae_decay
         ).flatten(1)
         target = advantage + value
         if self.config.normalise_advantages:
             deviation, mean = torch.std_mean(advantage, 1, correction=0, keepdim=True)
             advantage = (advantage - mean) / (deviation + 1e-8)
-        return _Batch(observation, action, log_prob, advantage, value, target)
+        return _Batch(observation, action, log_prob.reshape(value.shape), advantage, value, target)
 
     def _parts(self, batch: _Batch, time: int, epoch: int) -> list[_Batch]:
         if self.config.minibatches == 1:
             return [batch]
         rows = batch.value.shape[1]
-        keys = random.fold_in(random.fold_in(random.fold_in(self.keys, _SHUFFLE), time), epoch)
+        keys = random.fold_in(random.fold_in(random.fold_in(self._keys, _SHUFFLE), time), epoch)
         order = random.uniform(keys, rows, torch.float64).argsort(1)
         which = torch.arange(self.count, device=order.device).unsqueeze(1)
         return [batch.select(which, part) for part in order.tensor_split(self.config.minibatches, 1)]
@@ -201,7 +223,7 @@ class PPO(FineTuner[PPOConfig]):
         """Gradient of each network's loss by its tensors, and how far the policies have moved, [N]."""
         networks = self._networks.params
         observation = batch.observation.repeat(2, 1, 1)
-        features, pull = trunk(self.policy, networks, self._twice(self.statistics), observation)
+        features, pull = trunk(self.policy, networks, self._twice(self._observed.values), observation)
         leaves = {"out": head(networks, "policy", features).requires_grad_()}
         if "log_std" in networks:
             leaves["log_std"] = networks["log_std"].detach().requires_grad_()
@@ -238,7 +260,7 @@ class PPO(FineTuner[PPOConfig]):
 
     def _out(self, networks: Params, observation: Tensor) -> Tensor:
         """Heads of actors and critics, [2N, M, head_size]."""
-        networks = networks | self._twice(self.statistics)
+        networks = networks | self._twice(self._observed.values)
         return self.policy.head(networks, self.policy.features(networks, observation.repeat(2, 1, 1)))
 
     def _actor(self, networks: Params) -> Params:
@@ -246,8 +268,50 @@ class PPO(FineTuner[PPOConfig]):
 
     def _values(self, observation: Tensor) -> Tensor:
         """What the critics say of observations [N, M, O]."""
-        critic = self._networks.rows(slice(self.count, None)) | self.statistics
+        critic = self._networks.rows(slice(self.count, None)) | self._observed.values
         return self.policy.head(critic, self.policy.features(critic, observation))[..., 0]
+
+
+@final
+class PPO(FineTuner[PPOConfig]):
+    """See :class:`PPOConfig`."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        policy: Policy,
+        params: Params,
+        tasks: TaskBatch,
+        keys: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(config, policy, params, tasks, keys, state)
+        seen = self.stream.observation
+        self._learning = ActorCritic(config, policy, params, self.observed, tasks.discount, keys, seen, state)
+
+    @property
+    @override
+    def policies(self) -> Params:
+        return self._learning.policies
+
+    @override
+    def state(self) -> Params:
+        return super().state() | self._learning.state()
+
+    @override
+    def round(self, used: Tensor) -> tuple[Segment, Metrics]:
+        time = self.stream.time
+        segment = self._act()
+        return segment, self._learning.learn(segment, used, time)
+
+    @torch.no_grad()
+    def _act(self) -> Segment:
+        actor = self._learning.actors
+        noise = self.stream.noise(actor, self.config.steps)
+        decide = self.policy.acting(actor)
+        return self.stream.advance(
+            self.config.steps, lambda observation, t: self.policy.choose(decide(observation, t), noise[:, t])
+        )
 
 
 def segment_advantages(segment: Segment, value: Tensor, after: Tensor, discount: Tensor, decay: float) -> Tensor:

@@ -154,7 +154,7 @@ class SAC(OffPolicy[SACConfig]):
     @override
     def _learn(self, used: Tensor) -> Metrics:
         config = self.config
-        rate = self.scheduled(config.learning_rate, used)
+        rate = config.scheduled(config.learning_rate, used)
         keys = random.fold_in(random.fold_in(self.keys, _SAMPLE), self.stream.time)
         rows = config.updates * config.batch_size
         draws = random.uniform(random.fold_in(keys, 0), rows, self.discount.dtype)

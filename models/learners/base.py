@@ -174,14 +174,33 @@ class Learner(ABC, Generic[Config]):
             The support rollout and the N adapted policies.
         """
         rollout = self.collect(params, tasks, keys, episodes, traced=self.keeps(tasks, episodes))
-        experience = self.experience(params, tasks, rollout)
+        return rollout, self.update(params, tasks.discount, rollout, step, rate)
+
+    def update(
+        self, params: Params, discount: Tensor, rollout: Rollout, step: int = 0, rate: LearningRate | None = None
+    ) -> Params:
+        """One inner gradient step of N policies on episodes that are there already; no graph is kept.
+
+        Where others than these policies acted, their log-probabilities in the rollout weigh the steps.
+
+        Args:
+            params: N policies, with learned inner rates where the learner has them.
+            discount: γ of each task, [N].
+            rollout: Episodes in N tasks.
+            step: Which inner step it is, from 0: rates may depend on it.
+            rate: Step size; by default the learner's.
+
+        Returns:
+            The N adapted policies.
+        """
+        experience = self.experience(params, discount, rollout)
         adapted = [
             self.inner.descend(
                 {name: value[rows] for name, value in params.items()}, experience.select(rows), step, False, rate
             )
             for rows in self.inner.parts(experience)
         ]
-        return rollout, {name: torch.cat([part[name].detach() for part in adapted]) for name in params}
+        return {name: torch.cat([part[name].detach() for part in adapted]) for name in params}
 
     def keeps(self, tasks: TaskBatch, episodes: int | None = None) -> bool:
         """Whether memory is enough to keep a rollout's activations from sampling to the gradient, for all tasks."""
@@ -199,9 +218,9 @@ class Learner(ABC, Generic[Config]):
         episodes = episodes or self.config.episodes_per_task
         return collect(self.policy, params, tasks, episodes, keys, traced=traced and self.policy.traceable)
 
-    def experience(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Experience:
-        """Advantages of a rollout by this learner's baseline, flattened to rows."""
-        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)
+    def experience(self, params: Params, discount: Tensor, rollout: Rollout) -> Experience:
+        """Advantages of a rollout by this learner's baseline and each task's γ [N], flattened to rows."""
+        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, discount)
         if self.config.baseline == "linear":
             value = returns.linear_baseline(rollout, reward_to_go)
         elif self.config.baseline == "value":
@@ -213,22 +232,22 @@ class Learner(ABC, Generic[Config]):
         # An episode's horizon is part of its task: nothing is earned after it, so nothing is bootstrapped.
         final = torch.zeros_like(rollout.reward[:, 0])
         advantage = returns.generalised_advantages(
-            rollout.reward, rollout.mask, value, final, tasks.discount, self.config.gae_decay
+            rollout.reward, rollout.mask, value, final, discount, self.config.gae_decay
         )
         if self.config.normalise_advantages:
             advantage = returns.standardise(advantage, rollout.mask)
-        return Experience.of(rollout, advantage, tasks.discount)
+        return Experience.of(rollout, advantage, discount)
 
-    def fit_value(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
-        """N policies whose value heads are the least-squares fit to the episodes in ``rollout``."""
-        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)
+    def fit_value(self, params: Params, discount: Tensor, rollout: Rollout) -> Params:
+        """N policies whose value heads are the least-squares fit to the episodes in ``rollout``, by each task's γ."""
+        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, discount)
         return params | returns.fitted_value_head(
             self._features(params, rollout), reward_to_go.flatten(1), rollout.mask.flatten(1), _SHRINKAGE
         )
 
-    def refit(self, params: Params, tasks: TaskBatch, rollout: Rollout) -> Params:
+    def refit(self, params: Params, discount: Tensor, rollout: Rollout) -> Params:
         """The initialisation with a value head fitted to one episode of every task, and newer statistics."""
-        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, tasks.discount)[:, :, 0].reshape(1, -1)
+        reward_to_go = returns.discounted_returns(rollout.reward, rollout.mask, discount)[:, :, 0].reshape(1, -1)
         observation, mask = rollout.observation[:, :, 0], rollout.mask[:, :, 0].reshape(1, -1)
         flat = observation.reshape(1, -1, observation.shape[-1])
         with torch.no_grad():

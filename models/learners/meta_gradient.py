@@ -140,7 +140,7 @@ class MetaGradient:
         for step in range(self._steps + 1):
             policies.append(_gather(parts))
             rollout = learner.collect(policies[-1], tasks, random.fold_in(keys, step), traced=keep)
-            support.append(learner.experience(policies[-1], tasks, rollout))
+            support.append(learner.experience(policies[-1], tasks.discount, rollout))
             rollouts.append(replace(rollout, trace=None))
             if step < self._steps:
                 for part in parts:
@@ -221,7 +221,7 @@ class MetaGradient:
         if not all_finite(state.params):
             raise Diverged("the meta-gradient became NaN or infinite; a smaller learning rate may help")
         rollout = (trial.support_rollouts or [trial.query_rollout])[0]
-        return replace(state, params=self._learner.refit(state.params, tasks, rollout))
+        return replace(state, params=self._learner.refit(state.params, tasks.discount, rollout))
 
     def _start(self, params: Params, rows: slice) -> Part:
         """Some tasks at the initialisation, each with a copy of its own to take the gradient at."""

@@ -75,4 +75,4 @@ class Reptile(Learner[ReptileConfig]):
             "gradient_norm": float(optimiser.global_norm(way)),
             "environment_steps": float(sum(rollout.environment_steps for rollout in rollouts)),
         }
-        return LearnerState(self.refit(params, tasks, rollouts[0]), state.optimiser), metrics
+        return LearnerState(self.refit(params, tasks.discount, rollouts[0]), state.optimiser), metrics

@@ -1,4 +1,4 @@
-"""What the tests of evaluations stand on; ``evaluating`` holds what they ask for."""
+"""What tests of work stand on; ``evaluating`` and ``acting`` hold what they ask for."""
 
 import contextlib
 
@@ -14,6 +14,13 @@ from app.worker import Worker
 @pytest.fixture
 def store(settings):
     return ArtefactStore(settings.artefacts)
+
+
+@pytest.fixture
+def idle(settings):
+    """A worker that does one adaptation, or one step of it, when it is told to."""
+    with contextlib.closing(Worker(settings, "adaptations")) as worker:
+        yield worker
 
 
 @pytest.fixture

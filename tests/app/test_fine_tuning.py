@@ -34,14 +34,6 @@ def worker(settings):
     worker.close()
 
 
-@pytest.fixture
-def idle(settings):
-    """A worker that does one piece of work when it is told to."""
-    worker = Worker(settings, "adaptations")
-    yield worker
-    worker.close()
-
-
 def ask(client, task=CARTPOLE, method=PPO, policy=SMALL, **changes):
     body = {"model": None, "task": task, "method": method, "policy": policy, "seed": 3} | changes
     return client.post("/v1/adaptations", json=body, headers={"Prefer": "wait=0"}).json()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.database import Base, Database, create_database_engine
 from app.migrating import migrate
-from app.tables import Run, RunMetric
+from app.tables import Adaptation, Policy, Run, RunMetric
 
 
 @pytest.fixture
@@ -31,10 +31,13 @@ def test_the_migrated_constraints_are_those_of_the_tables(engine):
     metadata_url = engine.url
     inspector = inspect(engine)
     for table in Base.metadata.sorted_tables:
-        expected = {
+        expected = sorted(
             str(c.name) for c in table.constraints if type(c).__name__ == "CheckConstraint" and c.name is not None
-        }
-        assert {check["name"] for check in inspector.get_check_constraints(table.name)} == expected, metadata_url
+        )
+        checks = inspector.get_check_constraints(table.name)
+        assert sorted(check["name"] for check in checks) == expected, metadata_url
+        if table.name in ("runs", "adaptations", "evaluations"):
+            assert any("collecting" in check["sqltext"] for check in checks) == (table.name == "adaptations")
     partial = {i["name"] for i in inspector.get_indexes("tasks") if "where" in str(i.get("dialect_options"))}
     assert partial == {"uq_tasks_name", "uq_tasks_digest"}
 
@@ -61,6 +64,34 @@ def test_what_a_run_measured_before_held_out_returns_were_kept_stands_without_th
         metric = session.get(RunMetric, ("r", 1))
         assert (metric.values, metric.evaluation) == ({"return_after": 2.0}, None)
     engine.dispose()
+
+
+def test_adaptations_and_policies_of_before_there_were_revisions_stand(empty_database_url):
+    migrate(empty_database_url, "0004")
+    engine = create_database_engine(empty_database_url)
+    made = {"id": "a", "request": "{}", "task_definition": "{}", "method": "{}", "seed": 1, "state": "succeeded"}
+    made |= {"attempt": 1, "crashes": 0, "created_at": "2026-01-01 00:00Z"}
+    policy = {
+        "id": "p",
+        "adaptation_id": "a",
+        "spec": "{}",
+        "sha256": "x",
+        "size_bytes": 1,
+        "created_at": "2026-01-01 00:00Z",
+    }
+    with engine.begin() as connection:
+        for table, row in (("adaptations", made), ("policies", policy)):
+            places = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})"), row)
+    migrate(empty_database_url)
+    with Session(engine) as session:
+        assert session.get(Policy, "p").revision == 0
+        adaptation = session.get(Adaptation, "a")
+        assert (adaptation.state, adaptation.counts) == ("succeeded", None)
+        adaptation.state = "collecting"
+        session.commit()
+    engine.dispose()
+    migrate(empty_database_url, "base")  # which must cope with a state that the versions before do not know
 
 
 def test_migrating_twice_changes_nothing(engine, empty_database_url):

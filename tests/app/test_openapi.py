@@ -199,8 +199,14 @@ def places(app: FastAPI, client: Client, settings: Settings) -> dict[str, str]:
     policy = adapt(client, settings, "cartpole@champion", "cartpole-long")
     train(client, settings, tasks={"family": "navigation-2d"}, evaluation={"tasks": 2})
     evaluation = {"subjects": ["cartpole"], "tasks": {"ids": ["cartpole-short"]}}
+    remote = next(
+        example for example in examples_of(BODIES["create_adaptation request"]) if "remote" in example["task"]
+    )
+    collecting = client.post("/v1/adaptations", json=remote).json()
+    act = {"observations": [[0.01, 0.0, 0.02, 0.0]], "record": True}
     return {
-        "adaptation_id": client.get("/v1/adaptations").json()["adaptations"][0]["id"],
+        "adaptation_id": collecting["id"],
+        "event_id": client.post(f"/v1/policies/{collecting['policy']}:act", json=act).json()["event_id"],
         "alias": "champion",
         "environment_id": "CartPole-v1",
         "evaluation_id": client.post("/v1/evaluations", json=evaluation).json()["id"],

@@ -291,7 +291,7 @@ def test_the_value_head_that_a_version_is_left_with_leans_on_no_small_difference
     params = stack_params(policy.initialise(seed), len(tasks))
     keys = random.fold_in(random.key(seed), torch.arange(len(tasks)))
     rollout = collect(policy, params, tasks, 20, keys)
-    kept = learner.fit_value(params, tasks, rollout)
+    kept = learner.fit_value(params, tasks.discount, rollout)
     returns = discounted_returns(rollout.reward, rollout.mask, tasks.discount).flatten(1)
     features = policy.features(params, rollout.observation.flatten(1, 2))
     plain, mask = fitted_value_head(features, returns, rollout.mask.flatten(1)), rollout.mask.flatten(1)
