@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.policies.examples import POLICY
+
 OBSERVATION: dict[str, Any] = {"name": "observation", "datatype": "FP32", "shape": [-1, 4]}
 
 OUTPUTS: list[Any] = [
     {"name": "action", "datatype": "INT64", "shape": [-1]},
     {"name": "log_prob", "datatype": "FP32", "shape": [-1]},
     {"name": "value", "datatype": "FP32", "shape": [-1]},
+]
+
+INDEX: list[Any] = [
+    {"name": "cartpole", "version": "3", "state": "READY", "reason": ""},
+    {"name": POLICY["id"], "version": "0", "state": "READY", "reason": ""},
 ]
 
 REQUEST: dict[str, Any] = {

@@ -3,13 +3,14 @@
 from importlib.metadata import version as installed_version
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Request, Response
 
 from app.auth import Caller
 from app.dependencies import RequestDatabase
 from app.pagination import RequestPage
 from app.protocol import service
 from app.protocol.catalogue import Catalogue, Served
+from app.protocol.examples import INDEX
 from app.protocol.schemas import (
     IndexEntry,
     IndexQuery,
@@ -26,6 +27,8 @@ ModelName = Annotated[str, Path(description="A policy's id; or a model's name, o
 ModelVersion = Annotated[
     str, Path(description="A policy's newest revision; or the number of one of a model's versions.")
 ]
+
+IndexBody = Annotated[IndexQuery | None, Body(openapi_examples={"ready": {"value": {"ready": True}}})]
 
 _EXTENSIONS = ["binary_tensor_data", "parameters", "statistics"]
 
@@ -105,9 +108,9 @@ async def get_model_version_statistics(served: OfVersion, statistics: RequestSta
     return _body(served, statistics.of(served.name, served.version))
 
 
-@router.post("/repository/index")
+@router.post("/repository/index", responses={200: {"content": {"application/json": {"example": INDEX}}}})
 def list_served_models(
-    database: RequestDatabase, page: RequestPage, _: Caller, response: Response, __: IndexQuery | None = None
+    database: RequestDatabase, page: RequestPage, _: Caller, response: Response, __: IndexBody = None
 ) -> list[IndexEntry]:
     """What can be asked: versions of models and then policies, each newest first.
 

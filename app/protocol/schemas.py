@@ -108,8 +108,6 @@ class StatisticsBody(Schema):
 class IndexQuery(Schema):
     """Which models to list; all are ready, so both say the same."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ready": True}]})
-
     ready: bool = False
 
 
