@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,11 +18,13 @@ from policies_to_act_with import OBSERVATION, POLICY, TORQUE, delete, revise, st
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from app import tables
 from app.auth import OPERATOR
 from app.protocol.tensors import DATATYPES
 from app.registry.aliases import set_alias
 from models.policy import Policy
 
+GUIDE = Path(__file__).parents[2] / "docs/inference-protocol.md"
 KINDS: dict[str, Policy] = {"discrete": POLICY, "continuous": TORQUE}
 DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
 DTYPES += [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
@@ -207,8 +212,6 @@ def test_a_policys_versions_are_its_revisions_of_which_the_newest_is_served(
     assert "no revision 1 yet" in refused(lambda: infer(policy, rows, model_version="1")).message()
     revise(app.state.database, app.state.store, policy, 5)
     with app.state.database.transaction() as session:
-        from app import tables
-
         session.get(tables.Policy, policy).revision = 1
     assert (infer(policy, rows, parameters={"revision": 1}).as_numpy("value") != before).all()
     assert infer(policy, rows, model_version="1").get_response()["model_version"] == "1"
@@ -331,7 +334,7 @@ def test_many_requests_share_the_connections_of_one_client(
     app: FastAPI, server_url: str, headers: dict[str, str], act: Callable[..., dict[str, Any]]
 ) -> None:
     policy = store_policy(app)
-    rows = some_rows(POLICY, 200)
+    rows = some_rows(POLICY, 40)
     with InferenceServerClient(urlsplit(server_url).netloc, concurrency=8) as client:
         under_way = []
         for row in rows:
@@ -429,3 +432,25 @@ def test_policies_that_are_not_there_and_keys_that_may_not_are_told(
     assert triton.is_model_ready(policy, headers=reader)
     error = refused(lambda: triton.infer(policy, [tensor], headers=reader))
     assert (error.status(), error.message()) == ("403", "the key needs the scope policies:act")
+
+
+def test_what_the_guide_shows_works(
+    app: FastAPI,
+    server_url: str,
+    headers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    store_version(app)
+    with app.state.database.transaction() as session:
+        set_alias(session, OPERATOR, "cartpole", "champion", 1)
+    monkeypatch.setenv("HEADSTART_URL", server_url)
+    monkeypatch.setenv("HEADSTART_API_KEY", headers["Authorization"].removeprefix("Bearer "))
+    script = tmp_path / "example.py"
+    script.write_text(block)
+    runpy.run_path(str(script))["client"].close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == re.findall(r"# (\[.*)", block)[0]
+    assert lines[-1] == "64"
