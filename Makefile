@@ -47,7 +47,7 @@ openapi: $(READY)
 	@$(BIN)/headstart-server openapi > docs/openapi.json
 
 bench: $(READY)
-	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+	@for benchmark in benchmarks/serving.py benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
 
 learn: $(READY)
 	@for benchmark in benchmarks/learn_*.py; do $(BIN)/python $$benchmark || exit 1; done

@@ -30,15 +30,18 @@ from app.errors import (
     PayloadTooLarge,
     UnsupportedMediaType,
 )
-from app.inference import MOST_TOGETHER, Hot, PolicyBank, together_limit
+from app.fleet import TOO_LARGE, RefusedObservation
+from app.inference import MOST_TOGETHER, PolicyBank
 from app.policies.examples import POLICY
 from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, is_long
-from app.validation import MAX_ERRORS, FieldError, pointer_to
+from app.slots import Hot
+from app.validation import pointer_to
 from models.runtime import Architecture, Array, Decision
 
 MAX_OBSERVATIONS = 10_000
 """Observations that one request may hold."""
 
+_INLINE_FLEET_BYTES = 96 * 1024
 _PATH = re.compile(r"/v1/(?:policies/([^/]+)|models/([^/]+)/versions/([0-9]{1,9})):act")
 _FLEET = "/v1/policies:act"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -48,9 +51,6 @@ _READ = frozenset((b"authorization", b"content-type", b"accept", b"headstart-sha
 
 Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 """A number that float32 can hold."""
-
-TOO_LARGE = "is too large for this policy, which answers with what is no number"
-"""Why a finite observation may be refused."""
 
 _JSON_HEADER = (b"content-type", _JSON)
 
@@ -235,18 +235,18 @@ class Acting(ShortPath):
 
     async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, Headers]:
         _require_json(sent.get(b"content-type", b""))
-        large = len(body) > INLINE_BYTES
+        large = len(body) > _INLINE_FLEET_BYTES
         request = await self._beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
         pairs = request.pairs
         if len(pairs) > MAX_OBSERVATIONS:
             raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} pairs, not more")
-        response = FleetActResponse([0] * len(pairs), [0.0] * len(pairs), [0.0] * len(pairs))
-        if request.policy_actions:
-            response.policy_actions = [None] * len(pairs)
+        response = FleetActResponse([], [], [], [] if request.policy_actions else None)
         generator = self._source(request)
         start = 0
         while start < len(pairs):
             start += await self._act_some(pairs, start, generator, response)
+            if start < len(pairs):
+                await asyncio.sleep(0)
         content = await self._beside(self._writer.encode, response) if large else self._writer.encode(response)
         return content, [_JSON_HEADER]
 
@@ -258,28 +258,17 @@ class Acting(ShortPath):
     ) -> int:
         """Fill in the answers to pairs from a place on; to how many."""
         some = pairs[start : start + MOST_TOGETHER]
-        entries = await self.bank.load_many([pair.policy for pair in some])
-        count = together_limit(entries)
-        entries, some = entries[:count], some[:count]
-        errors = [
-            FieldError(pointer_to("pairs", start + i, "observation"), _wrong_size(size, pair.observation))
-            for i, (pair, entry) in enumerate(zip(some, entries, strict=True))
-            if len(pair.observation) != (size := entry.policy.architecture.observation_size)
-        ]
-        if errors:
-            raise Invalid.all_of(errors[:MAX_ERRORS])
-        for part in self.bank.act_together(entries, [pair.observation for pair in some], generator):
-            for i, place in enumerate(part.places):
-                log_prob, value = part.log_probs[i], part.values[i]
-                if not (math.isfinite(log_prob) and math.isfinite(value)):
-                    raise Invalid(pointer_to("pairs", start + place, "observation"), TOO_LARGE)
-                response.actions[start + place] = part.actions[i]
-                response.log_probs[start + place] = log_prob
-                response.values[start + place] = value
-                if response.policy_actions is not None and part.drawn is not None:
-                    response.policy_actions[start + place] = part.drawn[i]
-        await asyncio.sleep(0)
-        return len(some)
+        fleet = await self.bank.fleet([pair.policy for pair in some])
+        try:
+            decisions = fleet.act([pair.observation for pair in some[: fleet.size]], generator)
+        except RefusedObservation as error:
+            raise Invalid(pointer_to("pairs", start + error.place, "observation"), error.detail) from error
+        response.actions += decisions.actions
+        response.log_probs += decisions.log_probs
+        response.values += decisions.values
+        if response.policy_actions is not None:
+            response.policy_actions += decisions.drawn
+        return fleet.size
 
 
 @dataclass(frozen=True)

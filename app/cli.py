@@ -93,8 +93,10 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     _announce(settings, listener)
     descriptor = listener.fileno()
     flags = ["--access-log"] if arguments.access_log else []
-    api = Child("api", ["api", "--descriptor", str(descriptor), *flags], descriptors=[descriptor])
-    return Supervisor([api, *_workers()]).run()
+    arguments_of_api = ["api", "--descriptor", str(descriptor), *flags]
+    names = ["api"] if settings.api_processes == 1 else [f"api-{i}" for i in range(1, settings.api_processes + 1)]
+    apis = [Child(name, arguments_of_api, descriptors=[descriptor]) for name in names]
+    return Supervisor([*apis, *_workers()]).run()
 
 
 def _api(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -11,23 +11,23 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
 from app.errors import HeadstartError, NotFound
+from app.fleet import Fleet, scattered
 from app.policies import service as policies
 from app.policies.export import read_bare
+from app.slots import Block, Hot, Shelf
 from app.store import ArtefactStore
 from app.tables import Policy as Row
 from models.checkpoint import numpy_params, policy_to_json
 from models.policy import Policy
-from models.runtime import Architecture, Array, NumpyPolicy
+from models.runtime import NumpyPolicy
 from models.types import Params, canonical_json
 
 logger = logging.getLogger(__name__)
@@ -36,31 +36,9 @@ MOST_TOGETHER = 512
 """Policies that a block holds at most, and that act in one go."""
 
 _BLOCK_BYTES = 1024 * 1024
-_MOST_ROWS = 4
-_FEW = 8
+_MOST_FLEETS = 64
 _BYTES_AT_ONCE = 16 * 1024 * 1024
 _CHUNK = 500
-
-
-@dataclass(slots=True)
-class _Block:
-    """Policies of one architecture side by side; a slot without a name is free."""
-
-    shelf: _Shelf
-    arrays: dict[str, Array]
-    names: list[str | None]
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.names) * self.shelf.architecture.size_bytes
-
-
-@dataclass(slots=True)
-class _Shelf:
-    """The blocks of one architecture."""
-
-    architecture: Architecture
-    free: list[tuple[_Block, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,44 +53,6 @@ class _Fetched:
 
     def alone(self) -> Hot:
         return Hot(self.policy, self.revision, self.sha256, self.expires_s)
-
-
-@dataclass(slots=True)
-class Hot:
-    """A policy in memory.
-
-    Attributes:
-        policy: To act with at once, on the event loop; what is to act elsewhere or later needs a copy of it.
-        revision: Which of its revisions.
-        sha256: Of a policy's parameters; empty for a version, which never changes.
-        expires_s: When it ends, in seconds since 1970.
-        block: Where it lies in the bank; None of one that has no place there.
-        slot: Of the block.
-    """
-
-    policy: NumpyPolicy
-    revision: int
-    sha256: str
-    expires_s: float
-    block: _Block | None = None
-    slot: int = 0
-
-    @property
-    def place(self) -> tuple[_Block, int]:
-        """Where it lies in the bank."""
-        assert self.block is not None, "it is not in the bank"
-        return self.block, self.slot
-
-    def copy(self) -> Hot:
-        """The same, to act with elsewhere than on the event loop, or later."""
-        return Hot(self.policy.copy(), self.revision, self.sha256, self.expires_s)
-
-    def move(self, name: str | None, block: _Block, slot: int) -> None:
-        """Lie there from now on; the arrays there are the policy's already."""
-        block.names[slot] = name
-        self.block, self.slot = block, slot
-        arrays = {key: array[slot : slot + 1] for key, array in block.arrays.items()}
-        self.policy = NumpyPolicy.view(block.shelf.architecture, arrays)
 
 
 class PolicyBank:
@@ -132,7 +72,8 @@ class PolicyBank:
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
         self._hot: OrderedDict[str, Hot] = OrderedDict()
-        self._shelves: dict[str, _Shelf] = {}
+        self._shelves: dict[str, Shelf] = {}
+        self._fleets: OrderedDict[tuple[str, ...], Fleet] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Mapping[str, _Fetched | HeadstartError]]] = {}
 
     def __len__(self) -> int:
@@ -198,34 +139,35 @@ class PolicyBank:
         for start in range(0, len(revised), _CHUNK):
             await self._fetched(revised[start : start + _CHUNK])
 
-    def act_together(
-        self, entries: Sequence[Hot], observations: Sequence[Sequence[float]], generator: np.random.Generator | None
-    ) -> list[Together]:
-        """An action for each pair of a policy and an observation, in as few products as may be.
+    async def fleet(self, names: Sequence[str]) -> Fleet:
+        """The first of these policies, as many as may act in one go; use it at once.
 
-        Args:
-            entries: At most :data:`MOST_TOGETHER`, just got from :meth:`load_many`.
-            observations: Of the sizes that the policies take.
-            generator: Source of the sampling noise, which depends on the order of the pairs alone; None takes the most
-                likely actions.
+        Policies of one architecture that lie scattered are moved together, so that a standing fleet acts in one
+        product.
+
+        Raises:
+            NotFound: As :meth:`load`.
+            Corrupt: As there.
         """
-        architectures: dict[int, list[int]] = {}
-        for place, entry in enumerate(entries):
-            architectures.setdefault(id(entry.policy.architecture), []).append(place)
-        together = []
-        for places in architectures.values():
-            architecture = entries[places[0]].policy.architecture
-            noise = None if generator is None else architecture.noise(generator, len(places))
-            rows = np.array([observations[place] for place in places], np.float32)
-            self._settle([entries[place] for place in places])
-            for arrays, slots, members in _products([entries[place] for place in places]):
-                some = None if noise is None else noise[members]
-                decision = architecture.decide(*_spread(arrays, slots, rows[members], some))
-                at = _at(slots)
-                action, log_prob, value = (each[at].tolist() for each in decision[:3])
-                drawn = None if decision.drawn is None else decision.drawn[at].tolist()
-                together.append(Together([places[i] for i in members], action, log_prob, value, drawn))
-        return together
+        key = tuple(names[:MOST_TOGETHER])
+        known = self._fleets.get(key)
+        if known is not None and known.stands(time.time()):
+            self._fleets.move_to_end(key)
+            for name in key[: known.size]:
+                self._hot.move_to_end(name)
+            return known
+        entries = await self.load_many(key)
+        largest = max(entry.policy.architecture.size_bytes for entry in entries)
+        del entries[max(1, _BYTES_AT_ONCE // largest) :]
+        architectures: dict[int, list[Hot]] = {}
+        for entry in entries:
+            architectures.setdefault(id(entry.policy.architecture), []).append(entry)
+        for alike in architectures.values():
+            self._settle(scattered(alike))
+        self._fleets[key] = fleet = Fleet(entries)
+        while len(self._fleets) > _MOST_FLEETS:
+            self._fleets.popitem(last=False)
+        return fleet
 
     # Fetching.
 
@@ -254,7 +196,7 @@ class PolicyBank:
                 self._forget(name)
                 found[name] = each
             else:
-                shelf = self._shelves.setdefault(each.key, _Shelf(each.policy.architecture))
+                shelf = self._shelves.setdefault(each.key, Shelf(each.policy.architecture))
                 found[name] = replace(each, policy=NumpyPolicy.view(shelf.architecture, each.policy.arrays))
                 self._place(name, each, shelf)
         return found
@@ -290,7 +232,7 @@ class PolicyBank:
 
     # Placing.
 
-    def _place(self, name: str, fetched: _Fetched, shelf: _Shelf) -> None:
+    def _place(self, name: str, fetched: _Fetched, shelf: Shelf) -> None:
         """Take in a policy; one of that name that is there acts no more from then on."""
         self._forget(name)
         size_bytes = shelf.architecture.size_bytes
@@ -315,33 +257,29 @@ class PolicyBank:
     def _vacate(self, entry: Hot) -> None:
         block, slot = entry.place
         block.names[slot] = None
+        block.version += 1
         block.shelf.free.append((block, slot))
         if not any(block.names):
             block.shelf.free = [place for place in block.shelf.free if place[0] is not block]
             self._size_bytes -= block.size_bytes
 
-    def _add_block(self, shelf: _Shelf, slots: int) -> _Block:
+    def _add_block(self, shelf: Shelf, slots: int) -> Block:
         arrays = {name: np.empty((slots, *shape), np.float32) for name, shape in shelf.architecture.layout.items()}
-        block = _Block(shelf, arrays, [None] * slots)
+        block = Block(shelf, arrays, [None] * slots)
         self._size_bytes += block.size_bytes
         shelf.free += [(block, slot) for slot in reversed(range(slots))]
         return block
 
     def _settle(self, entries: Sequence[Hot]) -> None:
-        """Bring those policies of one architecture together that lie scattered among others."""
-        blocks: dict[int, dict[int, Hot]] = {}
-        for entry in entries:
-            if entry.block is not None:
-                blocks.setdefault(id(entry.block), {})[entry.slot] = entry
-        scattered = [entry for used in blocks.values() if _is_sparse(used) for entry in used.values()]
-        if len(scattered) < 2:
+        """Bring policies of one architecture together, if there is room."""
+        if len(entries) < 2:
             return
-        shelf = scattered[0].place[0].shelf
-        if self._size_bytes + len(scattered) * shelf.architecture.size_bytes > self._capacity_bytes:
+        shelf = entries[0].place[0].shelf
+        if self._size_bytes + len(entries) * shelf.architecture.size_bytes > self._capacity_bytes:
             return
-        block = self._add_block(shelf, len(scattered))
+        block = self._add_block(shelf, len(entries))
         shelf.free = [place for place in shelf.free if place[0] is not block]
-        for slot, entry in enumerate(scattered):
+        for slot, entry in enumerate(entries):
             name = entry.place[0].names[entry.slot]
             for key, array in entry.policy.arrays.items():
                 block.arrays[key][slot] = array[0]
@@ -349,79 +287,6 @@ class PolicyBank:
             entry.move(name, block, slot)
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
-    """What several policies of one architecture decided.
-
-    Attributes:
-        places: Which of the pairs these are.
-        actions: Of each.
-        log_probs: Of each.
-        values: Of each.
-        drawn: Of each; None for discrete actions.
-    """
-
-    places: Sequence[int]
-    actions: list[Any]
-    log_probs: list[float]
-    values: list[float]
-    drawn: list[Any] | None
-
-
 def _fetched(policy: Policy, params: Params, sha256: str, revision: int, expires_s: float) -> _Fetched:
     numpy_policy = NumpyPolicy(policy, numpy_params(params))
     return _Fetched(canonical_json(policy_to_json(policy)), numpy_policy, sha256, revision, expires_s)
-
-
-def _is_sparse(used: Mapping[int, Hot]) -> bool:
-    """Whether so few of a block's policies are used, by slot, that they had better lie elsewhere, together."""
-    named = sum(name is not None for name in next(iter(used.values())).place[0].names)
-    return 2 * len(used) <= max(used) - min(used) or len(used) < min(_FEW, named)
-
-
-def _products(entries: Sequence[Hot]) -> Iterable[tuple[Mapping[str, Array], NDArray[np.int64], list[int]]]:
-    """Which of the entries act in one product: the arrays, the slot of each in them, and which they are."""
-    blocks: dict[int, list[int]] = {}
-    alone: dict[int, list[int]] = {}
-    for i, entry in enumerate(entries):
-        (alone if entry.block is None else blocks).setdefault(id(entry.block or entry), []).append(i)
-    for members in blocks.values():
-        slots = np.array([entries[i].slot for i in members])
-        busy = np.bincount(slots)[slots] > _MOST_ROWS
-        for i in np.flatnonzero(busy).tolist():
-            alone.setdefault(id(entries[members[i]]), []).append(members[i])
-        if not busy.all():
-            low, high = int(slots[~busy].min()), int(slots[~busy].max()) + 1
-            arrays = {name: array[low:high] for name, array in entries[members[0]].place[0].arrays.items()}
-            yield arrays, slots[~busy] - low, [members[i] for i in np.flatnonzero(~busy).tolist()]
-    for members in alone.values():
-        yield entries[members[0]].policy.arrays, np.zeros(len(members), np.int64), members
-
-
-def _at(slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Slot of each row, and which of the slot's rows it is."""
-    order = np.argsort(slots, kind="stable")
-    rank = np.empty(len(slots), np.int64)
-    rank[order] = np.arange(len(slots)) - np.searchsorted(slots[order], slots[order])
-    return slots, rank
-
-
-def _spread(
-    arrays: Mapping[str, Array], slots: NDArray[np.int64], rows: Array, noise: NDArray[Any] | None
-) -> tuple[Mapping[str, Array], Array, NDArray[Any] | None]:
-    """Rows and noise [M, ...] laid out by slot, as :meth:`models.runtime.Architecture.decide` takes them."""
-    at = _at(slots)
-    shape = (len(arrays["heads"]), int(at[1].max()) + 1)
-    observations = np.zeros((*shape, rows.shape[1]), np.float32)
-    observations[at] = rows
-    if noise is None:
-        return arrays, observations, None
-    spread = np.zeros((*shape, *noise.shape[1:]), noise.dtype)
-    spread[at] = noise
-    return arrays, observations, spread
-
-
-def together_limit(entries: Iterable[Hot]) -> int:
-    """How many of these policies may act in one go without holding the event loop for long."""
-    largest = max(entry.policy.architecture.size_bytes for entry in entries)
-    return max(1, min(MOST_TOGETHER, _BYTES_AT_ONCE // largest))

@@ -112,6 +112,9 @@ class Settings:
     max_body_bytes: Annotated[
         int, Variable("largest request body, in bytes; a larger one is answered 413", _whole(1024, 2**40))
     ] = 10 * 1024 * 1024
+    api_processes: Annotated[
+        int, Variable("API processes that `serve` starts, which share the port", _whole(1, 1024))
+    ] = 1
     hot_bytes: Annotated[
         int, Variable("parameters of policies that one API process keeps in memory, in bytes", _whole(2**20, 2**40))
     ] = 256 * 1024 * 1024

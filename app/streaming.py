@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from app.acting import TOO_LARGE, Number, Seed, require_finite, require_sizes
+from app.acting import Number, Seed, require_finite, require_sizes
 from app.arrivals import Arrivals
 from app.auth import KeyRing, authenticate, bearer_token, digest_of
 from app.bodies import read_struct, refusal
 from app.errors import BadRequest, Gone, HeadstartError, Invalid, NotFound, Unauthenticated, problem_of
-from app.inference import Hot, PolicyBank
+from app.fleet import TOO_LARGE
+from app.inference import PolicyBank
+from app.slots import Hot
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Longest message; a longer one closes the stream with 1009."""

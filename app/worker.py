@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class Slot:
         execute: Does one piece of it.
         poll_s: Time between two looks for more.
         threads: Threads that it computes with, of all that the settings allow.
+        niceness: How far it stands back for others on its machine (0 to 19), above all for API processes.
         sweeps: Whether its workers remove artefacts that nothing refers to.
         among: Which rows may be claimed; by default any.
         is_awaited: Whether somebody is about to wait for work of this kind; by default nobody ever is.
@@ -66,6 +68,7 @@ class Slot:
     execute: Callable[[Job], None]
     poll_s: float
     threads: Callable[[int], int]
+    niceness: int
     sweeps: bool = False
     among: ColumnElement[bool] | None = None
     is_awaited: Callable[[Session], bool] | None = None
@@ -75,12 +78,12 @@ _lead = aliased(Adaptation)
 _LED = exists().where(_lead.id == Adaptation.lead_id, _lead.state.in_(("queued", "running")))
 
 SLOTS: dict[str, Slot] = {
-    "runs": Slot(Run, execute_run, 0.2, lambda allowed: allowed),
+    "runs": Slot(Run, execute_run, 0.2, lambda allowed: allowed, 19),
     # One task's tensors are too small to share out: more threads would only be taken from the run beside it.
     "adaptations": Slot(
-        Adaptation, execute_adaptation, 0.05, lambda _: 1, sweeps=True, among=~_LED, is_awaited=is_awaited
+        Adaptation, execute_adaptation, 0.05, lambda _: 1, 5, sweeps=True, among=~_LED, is_awaited=is_awaited
     ),
-    "evaluations": Slot(Evaluation, execute_evaluation, 0.2, lambda _: 1),
+    "evaluations": Slot(Evaluation, execute_evaluation, 0.2, lambda _: 1, 19),
 }
 """Kinds of work: neither a long run nor a long evaluation ever delays an adaptation."""
 
@@ -252,6 +255,8 @@ def run_worker(settings: Settings, slot: str) -> None:
     """Be a worker until SIGTERM or SIGINT. Call it in the main thread of a process of its own."""
     interrupter = Interrupter()
     interrupter.install()
+    # Nobody waits for a run by the millisecond; somebody waits for every action.
+    os.nice(SLOTS[slot].niceness)
     torch.set_num_threads(SLOTS[slot].threads(allowed_threads(settings)))
     worker = Worker(settings, slot, interrupter)
     try:

@@ -23,8 +23,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_service() -> Iterator[tuple[Client, int, str]]:
+def running_service(**settings: str) -> Iterator[tuple[Client, int, str]]:
     """Start a service, wait until it is ready, and stop it afterwards.
+
+    Args:
+        **settings: Environment variables beside those that say where it is.
 
     Yields:
         A client with the administrator's key, the port, and the key.
@@ -32,6 +35,7 @@ def running_service() -> Iterator[tuple[Client, int, str]]:
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder:
         port = free_port()
         environ = os.environ | {"HEADSTART_DATA": folder, "HEADSTART_PORT": str(port), "HEADSTART_DATABASE_URL": ""}
+        environ |= settings
         command = [str(Path(sys.executable).with_name("headstart-server")), "serve"]
         server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

@@ -9,8 +9,9 @@ from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
 from app.errors import Gone, NotFound
-from app.inference import Hot, PolicyBank
+from app.inference import PolicyBank
 from app.protocol import service
+from app.slots import Hot
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NUMBER = re.compile(r"[0-9]{1,9}")

@@ -10,10 +10,11 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
-from app.acting import TOO_LARGE, first_not_finite
+from app.acting import first_not_finite
 from app.auth import KeyRing
 from app.documentation import describe_operation, describe_parameter
 from app.errors import Invalid, UnsupportedMediaType
+from app.fleet import TOO_LARGE
 from app.protocol.catalogue import Catalogue, Served
 from app.protocol.examples import REQUEST, RESPONSE
 from app.protocol.statistics import Statistics, Stopwatch

@@ -13,7 +13,8 @@ from policies_to_act_with import OBSERVATION, POLICY, TORQUE, WIDER, delete, put
 
 from app.database import Database
 from app.errors import Corrupt, Gone, NotFound
-from app.inference import MOST_TOGETHER, Hot, PolicyBank
+from app.inference import MOST_TOGETHER, PolicyBank
+from app.slots import Hot
 from app.store import ArtefactStore
 from models.checkpoint import numpy_params
 from models.policy import Policy
@@ -119,12 +120,8 @@ def test_more_policies_at_once_than_there_is_room_for_are_all_right(database: Da
         for _ in range(2):
             entries = await bank.load_many(names)
             assert [value(entry) for entry in entries] == pytest.approx([value_of(seed) for seed in range(8)], abs=1e-5)
-            found: dict[int, float] = {}
-            for part in bank.act_together(entries, [OBSERVATION] * 8, None):
-                found |= dict(zip(part.places, part.values, strict=True))
-            assert [found[place] for place in range(8)] == pytest.approx(
-                [value_of(seed) for seed in range(8)], abs=1e-5
-            )
+            found = (await bank.fleet(names)).act([OBSERVATION] * 8, None).values
+            assert found == pytest.approx([value_of(seed) for seed in range(8)], abs=1e-5)
             assert bank.size_bytes <= 3 * SIZE
 
     run(work)
@@ -203,15 +200,24 @@ def test_a_standing_fleet_is_moved_together_once(bank: PolicyBank, database: Dat
 
     async def work() -> None:
         await bank.load_many(names)
+        fleet = await bank.fleet(standing)
+        expected = [value_of(seed) for seed in range(0, 200, 13)]
+        assert fleet.act([OBSERVATION] * len(standing), None).values == pytest.approx(expected, abs=1e-5)
         first = await bank.load_many(standing)
-        bank.act_together(first, [OBSERVATION] * len(standing), None)
-        blocks = {id(entry.block) for entry in first}
-        assert len(blocks) == 1
+        assert len({id(entry.block) for entry in first}) == 1
         slots = [entry.slot for entry in first]
         assert max(slots) - min(slots) == len(standing) - 1
-        again = await bank.load_many(standing[::-1])
-        bank.act_together(again, [OBSERVATION] * len(standing), None)
-        assert [entry.slot for entry in again] == slots[::-1]
+        assert await bank.fleet(standing) is fleet
+        await bank.fleet(standing[::-1])
+        assert [entry.slot for entry in await bank.load_many(standing)] == slots
+        await bank.fleet(names)
+        assert [entry.slot for entry in await bank.load_many(standing)] == slots, "it lies close enough as it is"
+        await asyncio.to_thread(revise, database, store, standing[2], 500)
+        await bank.refresh()
+        renewed = await bank.fleet(standing)
+        assert renewed is not fleet
+        expected[2] = value_of(500)
+        assert renewed.act([OBSERVATION] * len(standing), None).values == pytest.approx(expected, abs=1e-5)
         for seed in range(0, 200, 7):
             assert value(await bank.load(names[seed])) == pytest.approx(value_of(seed), abs=1e-5)
 
@@ -223,12 +229,10 @@ def test_one_policy_may_be_asked_most_of_the_time(bank: PolicyBank, database: Da
     wanted = [0] * 300 + [1, 2] * 3 + [0] * (MOST_TOGETHER - 306)
 
     async def work() -> None:
-        entries = await bank.load_many([names[i] for i in wanted])
-        found: dict[int, float] = {}
-        for part in bank.act_together(entries, [OBSERVATION] * len(wanted), None):
-            found |= dict(zip(part.places, part.values, strict=True))
+        fleet = await bank.fleet([names[i] for i in wanted])
+        found = fleet.act([OBSERVATION] * len(wanted), None).values
         expected = [value_of(seed) for seed in range(3)]
-        assert [found[i] for i in range(len(wanted))] == pytest.approx([expected[i] for i in wanted], abs=1e-5)
+        assert found == pytest.approx([expected[i] for i in wanted], abs=1e-5)
 
     run(work)
 
