@@ -136,7 +136,7 @@ def touch(row: Adaptation, counts: Counts) -> None:
 
 
 def finish(session: Session, by: Principal, adaptation_id: str) -> Adaptation:
-    """Have an adaptation finished: a worker takes the step that is due, if one is, and closes it.
+    """Finish an adaptation: a worker takes the step that is due, or measures by what is left, before it is closed.
 
     One that is over stays as it is.
 
@@ -150,7 +150,13 @@ def finish(session: Session, by: Principal, adaptation_id: str) -> Adaptation:
         return row
     row.finish_requested_at = row.touched_at = now()
     if row.state == "collecting":
-        row.state, row.crashes = "queued", 0
+        counts = Counts(**(row.counts or {}))
+        if counts.episodes == counts.episodes_used:
+            # Nothing is left to learn from or to measure by: no worker is needed.
+            row.state, row.finished_at = "succeeded", row.finish_requested_at
+            row.progress, row.checkpoint_sha256 = (row.progress or {}) | {"fraction": 1.0}, None
+        else:
+            row.state, row.crashes = "queued", 0
     audit(session, by, "adaptations.finish", f"adaptations/{row.id}")
     session.flush()
     return row
