@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Arrivals:
@@ -20,36 +18,45 @@ class Arrivals:
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
-        self._since: dict[asyncio.Task[object], float] = {}
-        self._late: set[asyncio.Task[object]] = set()
+        self.since: dict[asyncio.Task[object], float] = {}
+        self.late: set[asyncio.Task[object]] = set()
 
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """While the current task waits.
+    def awaited(self) -> _Waiting:
+        """A context for the time that the current task waits.
 
-        Raises:
-            TimeoutError: If the time is over.
+        It raises TimeoutError if the time is over.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        self._since[task] = time.monotonic()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if task not in self._late:
-                raise
-            task.uncancel()
-            raise TimeoutError from None
-        finally:
-            del self._since[task]
-            self._late.discard(task)
+        return _Waiting(self)
 
     async def end_overdue(self) -> None:
         """End the waiting of those whose time is over."""
         before = time.monotonic() - self.limit_s
-        for task, since in list(self._since.items()):
+        for task, since in list(self.since.items()):
             if since > before:
                 return
-            if task not in self._late:
-                self._late.add(task)
+            if task not in self.late:
+                self.late.add(task)
                 task.cancel()
+
+
+class _Waiting:
+    """One task's waiting; a class, because a generator would cost more than all else here."""
+
+    __slots__ = ("_arrivals", "_task")
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._arrivals.since[task] = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        del self._arrivals.since[self._task]
+        if self._task in self._arrivals.late:
+            self._arrivals.late.discard(self._task)
+            if kind is asyncio.CancelledError:
+                self._task.uncancel()
+                raise TimeoutError from error
