@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from acting import CARTPOLE, METHOD, NAVIGATION, begin, finish, look, policy_of, remote_task, upload
+from acting import CARTPOLE, METHOD, NAVIGATION, act, begin, finish, look, policy_of, remote_task, upload
 from sqlalchemy import func, select, update
 
 from app.adaptations.act_events import expire_events, record_act
@@ -138,10 +138,12 @@ def test_the_time_for_a_reward_is_the_tasks(client, database):
 def test_only_policies_of_remote_adaptations_that_are_not_over_are_recorded_for(client, database, idle):
     over = begin(client)
     event = record(database, over)
+    upload(client, over, act(client, over))
     finish(client, over, 0)
     with pytest.raises(Conflict, match="is being finished"):
         record(database, over)
-    idle.work_once()
+    while idle.work_once():
+        pass
     with pytest.raises(Conflict, match="is over"):
         record(database, over)
     assert reward(client, event).status_code == 409

@@ -333,7 +333,7 @@ def test_publishing_needs_a_policy_that_stands_and_a_name(client, idle):
     path = f"/v1/policies/{finished(client, first)['policy']}"
     assert "must match" in problem(client.post(f"{path}:publish", json={"model": "No Name"}))["/model"]
     client.delete(path)
-    assert client.post(f"{path}:publish", json={"model": "m"}).status_code == 404
+    assert client.post(f"{path}:publish", json={"model": "m"}).status_code == 410
     assert client.get("/v1/models").json()["models"] == []
 
 
