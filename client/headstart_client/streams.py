@@ -14,7 +14,7 @@ from headstart_client.policies import Action, read_action
 from headstart_client.transport import problem_from
 from headstart_client.wire import encode
 
-HTTP_STATUSES = {1007: 400, 1009: 413, 1013: 503, 4401: 401, 4403: 403, 4404: 404, 4410: 410}
+HTTP_STATUSES = {1007: 400, 1009: 413, 1011: 500, 1012: 503, 1013: 503, 4401: 401, 4403: 403, 4404: 404, 4410: 410}
 """Close codes that refuse what a request over HTTP would be refused with, too."""
 
 MEANINGS = {
@@ -23,6 +23,8 @@ MEANINGS = {
     1006: "the connection broke",
     1007: "a message was not JSON",
     1009: "a message was larger than the service takes",
+    1011: "the service failed",
+    1012: "the service is being started anew: come again",
     1013: "the service has too much to do: try again later",
     4401: "no valid key",
     4403: "the key lacks the scope for acting",
