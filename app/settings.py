@@ -125,6 +125,9 @@ class Settings:
         float, Variable("seconds that acting may take; then it is answered 503", _seconds(0.001, 3600))
     ] = 10.0
     threads: Annotated[int, Variable("threads that a worker computes with; 0 takes all cores", _whole(0, 4096))] = 0
+    niceness: Annotated[
+        int, Variable("how far workers may stand back for other processes: 0 not at all, 19 farthest", _whole(0, 19))
+    ] = 19
     environment_modules: Annotated[
         tuple[str, ...],
         Variable("modules, separated by commas, that environments such as module:Id may be in", _modules, "none"),

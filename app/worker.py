@@ -256,7 +256,7 @@ def run_worker(settings: Settings, slot: str) -> None:
     interrupter = Interrupter()
     interrupter.install()
     # Nobody waits for a run by the millisecond; somebody waits for every action.
-    os.nice(SLOTS[slot].niceness)
+    os.nice(min(SLOTS[slot].niceness, settings.niceness))
     torch.set_num_threads(SLOTS[slot].threads(allowed_threads(settings)))
     worker = Worker(settings, slot, interrupter)
     try:
