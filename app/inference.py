@@ -111,7 +111,17 @@ class PolicyBank:
             Corrupt: As there.
         """
         found: dict[str, _Fetched | HeadstartError] = {}
-        while missing := [name for name in dict.fromkeys(names) if not (name in found or self.hot(name, revision))]:
+        once_more = revision > 0
+        while True:
+            missing = [name for name in dict.fromkeys(names) if not (name in found or self.hot(name, revision))]
+            if not missing and once_more:
+                # A fetch that was under way may have looked before the revision was there.
+                once_more = False
+                missing = [
+                    name for name, each in found.items() if isinstance(each, _Fetched) and each.revision < revision
+                ]
+            if not missing:
+                break
             found |= await self._fetched(missing)
         entries = []
         for name in names:
@@ -164,7 +174,9 @@ class PolicyBank:
             architectures.setdefault(id(entry.policy.architecture), []).append(entry)
         for alike in architectures.values():
             self._settle(scattered(alike))
-        self._fleets[key] = fleet = Fleet(entries)
+        fleet = Fleet(entries)
+        if fleet.stands(time.time()):
+            self._fleets[key] = fleet
         while len(self._fleets) > _MOST_FLEETS:
             self._fleets.popitem(last=False)
         return fleet
@@ -262,6 +274,9 @@ class PolicyBank:
         if not any(block.names):
             block.shelf.free = [place for place in block.shelf.free if place[0] is not block]
             self._size_bytes -= block.size_bytes
+            # A plan of a fleet that stands no longer would keep the block in memory.
+            for key in [key for key, fleet in self._fleets.items() if not fleet.stands(0.0)]:
+                del self._fleets[key]
 
     def _add_block(self, shelf: Shelf, slots: int) -> Block:
         arrays = {name: np.empty((slots, *shape), np.float32) for name, shape in shelf.architecture.layout.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from models.runtime import Architecture, Array, NumpyPolicy
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Block:
     """Policies of one architecture side by side.
 

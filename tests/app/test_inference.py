@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from app.errors import Corrupt, Gone, NotFound
 from app.inference import MOST_TOGETHER, PolicyBank
 from app.slots import Hot
 from app.store import ArtefactStore
+from app.tables import Policy as Policy_
 from models.checkpoint import numpy_params
 from models.policy import Policy
 from models.runtime import Architecture, NumpyPolicy
@@ -220,6 +223,55 @@ def test_a_standing_fleet_is_moved_together_once(bank: PolicyBank, database: Dat
         assert renewed.act([OBSERVATION] * len(standing), None).values == pytest.approx(expected, abs=1e-5)
         for seed in range(0, 200, 7):
             assert value(await bank.load(names[seed])) == pytest.approx(value_of(seed), abs=1e-5)
+
+    run(work)
+
+
+def test_nothing_keeps_what_was_evicted_in_memory(database: Database, store: ArtefactStore) -> None:
+    bank = PolicyBank(database, store, 8 * SIZE)
+    names = [put_policy(database, store, seed) for seed in range(24)]
+
+    async def work() -> None:
+        blocks = []
+        for start in (0, 6, 12, 18):
+            fleet = await bank.fleet(names[start : start + 6])
+            blocks += [weakref.ref(block) for block, _ in fleet._blocks]
+            del fleet
+        gc.collect()
+        alive = {id(block()): block() for block in blocks if block() is not None}
+        assert sum(block.size_bytes for block in alive.values()) <= 8 * SIZE
+
+    run(work)
+
+
+def test_a_fetch_that_looked_too_early_is_made_again(
+    bank: PolicyBank, database: Database, store: ArtefactStore
+) -> None:
+    policy = put_policy(database, store)
+    looked, release = threading.Event(), threading.Event()
+    fetch = bank._fetch
+
+    def early(names: Sequence[str]) -> Any:
+        found = fetch(names)
+        looked.set()
+        release.wait(10)
+        return found
+
+    bank._fetch = early  # type: ignore[method-assign]
+
+    async def work() -> None:
+        first = asyncio.create_task(bank.load(policy))
+        await asyncio.to_thread(looked.wait, 10)
+        revise(database, store, policy, 7)
+        with database.transaction() as session:
+            session.get_one(Policy_, policy).revision = 1
+        second = asyncio.create_task(bank.load(policy, 1))
+        await asyncio.sleep(0)
+        release.set()
+        await first
+        assert value(await second) == pytest.approx(value_of(7), abs=1e-5)
+        with pytest.raises(NotFound, match="its newest is 1"):
+            await bank.load(policy, 2)
 
     run(work)
 
