@@ -49,10 +49,11 @@ def server_of(port: int) -> list[psutil.Process]:
     """The processes that listen on a port."""
     listening = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == "LISTEN"]
     found = {connection.pid for connection in listening if connection.pid is not None}
-    # A supervisor has the socket too, and does not answer on it.
-    processes = [psutil.Process(pid) for pid in found]
-    children = [child for process in processes for child in process.children() if "api" in child.cmdline()]
-    return children or processes
+    # A supervisor has the socket too, and does not answer on it; of several that share it, one may be all that is told.
+    processes = {psutil.Process(pid) for pid in found}
+    family = processes | {process.parent() or process for process in processes}
+    apis = {child for process in family for child in process.children() if "api" in child.cmdline()}
+    return sorted(apis or processes, key=lambda process: process.pid)
 
 
 def pin(processes: list[psutil.Process], cores: list[int]) -> None:
