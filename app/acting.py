@@ -21,19 +21,14 @@ from starlette.types import Receive, Scope
 
 from app.adaptations.act_events import record_act
 from app.auth import KeyRing
-from app.bodies import read_struct
+from app.bodies import media_type, read_struct, require_json
 from app.database import Database
 from app.documentation import describe_operation, describe_parameter
-from app.errors import (
-    Invalid,
-    NotFound,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-)
+from app.errors import Invalid, NotFound, PayloadTooLarge
 from app.fleet import TOO_LARGE, RefusedObservation
 from app.inference import MOST_TOGETHER, PolicyBank
 from app.policies.examples import POLICY
-from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, is_long
+from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, headers_of, is_long
 from app.slots import Hot
 from app.validation import pointer_to
 from models.runtime import Architecture, Array, Decision
@@ -47,7 +42,7 @@ _FLEET = "/v1/policies:act"
 _LARGEST = float(np.finfo(np.float32).max)
 _JSON = b"application/json"
 _FLOATS = b"application/octet-stream"
-_READ = frozenset((b"authorization", b"content-type", b"accept", b"headstart-shape", b"headstart-timeout"))
+_READ = frozenset((b"authorization", b"content-type", b"headstart-shape", b"headstart-timeout"))
 
 Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 """A number that float32 can hold."""
@@ -130,7 +125,7 @@ class Acting(ShortPath):
         return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(":act"))
 
     async def _serve(self, scope: Scope, receive: Receive, held: Held) -> tuple[bytes, Headers]:
-        sent = {name: value for name, value in scope["headers"] if name in _READ}
+        sent = headers_of(scope, _READ)
         await self._actor(sent)
         path: str = scope["path"]
         match = _PATH.fullmatch(path)
@@ -142,15 +137,12 @@ class Acting(ShortPath):
         policy, model, version = match.groups()
         name = policy or f"{model}/{int(version)}"
         kind = sent.get(b"content-type", b"")
-        if kind.startswith(_FLOATS):
+        if media_type(kind) == _FLOATS:
             return await self._in_time(sent, self._act_binary(name, sent, scope["query_string"], body))
-        _require_json(kind)
+        require_json(kind)
         if len(body) > INLINE_BYTES:
             return await self._in_time(sent, self._act_large(name, body))
-        request = read_struct(self._reader, body)
-        if request.record:
-            _require_recordable(request)
-            request.policy_actions = True
+        request = self._read(body)
         entry = self.bank.hot(name, request.revision)
         if entry is None:
             entry = await self._in_time(sent, self.bank.load(name, request.revision))
@@ -160,6 +152,13 @@ class Acting(ShortPath):
         if request.record:
             response.event_id = await self._in_time(sent, self._record(request, response))
         return self._writer.encode(response), [_JSON_HEADER]
+
+    def _read(self, body: bytes) -> ActRequest:
+        request = read_struct(self._reader, body)
+        if request.record:
+            _require_recordable(request)
+            request.policy_actions = True
+        return request
 
     def _act(self, name: str, entry: Hot, request: ActRequest) -> ActResponse:
         architecture, observations = entry.policy.architecture, request.observations
@@ -203,11 +202,12 @@ class Acting(ShortPath):
 
     async def _act_large(self, name: str, body: bytes) -> tuple[bytes, Headers]:
         """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
-        request = await self._beside(read_struct, self._reader, body)
-        _require_recordable(request)
+        request = await self._beside(self._read, body)
         entry = (await self.bank.load(name, request.revision)).copy()
-        content = await self._beside(lambda: self._writer.encode(self._act_many(name, entry, request)))
-        return content, [_JSON_HEADER]
+        response = await self._beside(self._act_many, name, entry, request)
+        if request.record:
+            response.event_id = await self._record(request, response)
+        return await self._beside(self._writer.encode, response), [_JSON_HEADER]
 
     async def _act_binary(
         self, name: str, sent: Mapping[bytes, bytes], query: bytes, body: bytes
@@ -220,7 +220,7 @@ class Acting(ShortPath):
             detail = f"must hold {architecture.observation_size} numbers, not {observations.shape[1]}"
             raise Invalid(pointer_to("observations", 0), detail)
         generator = self._source(options)
-        if observations.size > INLINE_BYTES // 4:
+        if len(body) > INLINE_BYTES or is_long(architecture, len(observations)):
             copied = entry.copy()
             decision = await self._beside(copied.policy.act, observations, generator)
         else:
@@ -234,7 +234,7 @@ class Acting(ShortPath):
         return table.tobytes(), [*headers, (b"headstart-revision", b"%d" % entry.revision)]
 
     async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, Headers]:
-        _require_json(sent.get(b"content-type", b""))
+        require_json(sent.get(b"content-type", b""))
         large = len(body) > _INLINE_FLEET_BYTES
         request = await self._beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
         pairs = request.pairs
@@ -306,8 +306,11 @@ def _floats(shape: bytes, body: bytes) -> Array:
     rows, columns = int(found[1]), int(found[2])
     if rows > MAX_OBSERVATIONS:
         raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} observations, not more")
-    if rows < 1 or columns < 1 or len(body) != 4 * rows * columns:
-        raise Invalid("", f"{rows} times {columns} float32 numbers are {4 * rows * columns} bytes, not {len(body)}")
+    if rows < 1 or columns < 1:
+        raise Invalid("", f"Headstart-Shape is {rows},{columns}: neither may be 0")
+    if len(body) != 4 * rows * columns:
+        detail = f"Headstart-Shape is {rows},{columns}: {4 * rows * columns} bytes of float32, not {len(body)}"
+        raise Invalid("", detail)
     observations = np.frombuffer(body, "<f4").reshape(rows, columns)
     bad = np.flatnonzero(~np.isfinite(observations).all(1))
     if len(bad):
@@ -316,13 +319,8 @@ def _floats(shape: bytes, body: bytes) -> Array:
 
 
 def _require_recordable(request: ActRequest) -> None:
-    if request.record and len(request.observations) > 1:
+    if len(request.observations) > 1:
         raise Invalid("/record", "goes with exactly one observation, whose reward is told later")
-
-
-def _require_json(kind: bytes) -> None:
-    if not kind.startswith(_JSON):
-        raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
 
 
 def require_sizes(architecture: Architecture, observations: Sequence[Sequence[float]]) -> None:

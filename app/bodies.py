@@ -90,10 +90,25 @@ class JSONRequest(Request):
             UnsupportedMediaType: If it is not JSON by its content type.
         """
         body = await self.body()
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if body and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-            raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
+        if body:
+            require_json(self.headers.get("content-type", "").encode("latin-1"))
         return body
+
+
+def media_type(content_type: bytes) -> bytes:
+    """What a ``Content-Type`` says the body is, without its parameters."""
+    return content_type.partition(b";")[0].strip().lower()
+
+
+def require_json(content_type: bytes) -> None:
+    """Refuse a body that is not JSON by its ``Content-Type``.
+
+    Raises:
+        UnsupportedMediaType: If it is of another kind, or of none.
+    """
+    kind = media_type(content_type)
+    if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
 
 
 def read_struct(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
@@ -105,7 +120,7 @@ def read_struct(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
     """
     try:
         return decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         # The quick reader says little of what is wrong; the careful one names the place.
         parse_json(body.encode() if isinstance(body, str) else body)
         raise refusal(str(error), decoder.type) from error

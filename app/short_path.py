@@ -9,12 +9,10 @@ import asyncio
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, final
 
-import anyio
-import anyio.to_thread
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
@@ -69,6 +67,7 @@ class Load:
         arrivals: Waiting for bodies.
         in_flight: Requests that are worked on.
         held_bytes: Of bodies that are there or arriving.
+        threads: Free ones. Arithmetic beside the event loop gains nothing from more of them than there are cores.
     """
 
     def __init__(self, max_body_bytes: int, max_in_flight: int, deadline_s: float) -> None:
@@ -79,13 +78,7 @@ class Load:
         self.arrivals = Arrivals(BODY_S)
         self.in_flight = 0
         self.held_bytes = 0
-        self._limiter: anyio.CapacityLimiter | None = None
-
-    @property
-    def limiter(self) -> anyio.CapacityLimiter:
-        """Threads: arithmetic beside the event loop gains nothing from more of them than there are cores."""
-        self._limiter = self._limiter or anyio.CapacityLimiter(os.cpu_count() or 1)
-        return self._limiter
+        self.threads = asyncio.Semaphore(os.cpu_count() or 1)
 
 
 class ShortPath(ABC):
@@ -168,15 +161,26 @@ class ShortPath(ABC):
             raise Busy(f"there was no answer within {seconds:g} s") from error
 
     async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread, few at a time; one that nobody waits for any longer goes on to its end."""
-        return await anyio.to_thread.run_sync(
-            lambda: function(*arguments), limiter=self.load.limiter, abandon_on_cancel=True
-        )
+        """Call a function in a thread, few at a time.
+
+        One that nobody waits for any longer goes on to its end, and only then may another begin in its place: else
+        deadlines would let any number of them pile up.
+        """
+        threads = self.load.threads
+        await threads.acquire()
+        work = asyncio.create_task(asyncio.to_thread(function, *arguments))
+        work.add_done_callback(lambda _: threads.release())
+        return await asyncio.shield(work)
 
     def _source(self, request: Sampling) -> np.random.Generator | None:
         if request.deterministic:
             return None
         return self._generator if request.seed is None else np.random.default_rng(request.seed)
+
+
+def headers_of(scope: Scope, names: Collection[bytes]) -> dict[bytes, bytes]:
+    """Those of a request's headers; the first of several counts, as everywhere."""
+    return {name: value for name, value in reversed(scope["headers"]) if name in names}
 
 
 def is_long(architecture: Architecture, observations: int) -> bool:

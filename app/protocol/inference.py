@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope
 
 from app.acting import first_not_finite
 from app.auth import KeyRing
+from app.bodies import media_type
 from app.documentation import describe_operation, describe_parameter
 from app.errors import Invalid, UnsupportedMediaType
 from app.fleet import TOO_LARGE
@@ -26,7 +27,7 @@ from app.protocol.tensors import (
     require_outputs,
     write_answer,
 )
-from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, is_long
+from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, headers_of, is_long
 
 _PATH = re.compile(r"/v2/models/([^/\0]+)(?:/versions/([^/\0]+))?/infer")
 _KINDS = (b"application/json", b"application/octet-stream")
@@ -63,7 +64,7 @@ class Inferring(ShortPath):
         return scope["type"] == "http" and _PATH.fullmatch(scope["path"]) is not None
 
     async def _serve(self, scope: Scope, receive: Receive, held: Held) -> tuple[bytes, Headers]:
-        sent = {name: value for name, value in scope["headers"] if name in _READ}
+        sent = headers_of(scope, _READ)
         await self._actor(sent)
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
@@ -118,7 +119,7 @@ class Inferring(ShortPath):
 
 def _require_readable(sent: Mapping[bytes, bytes]) -> None:
     # NVIDIA's client sends JSON and binary data alike without saying what it is.
-    if not sent.get(b"content-type", _KINDS[0]).startswith(_KINDS):
+    if media_type(sent.get(b"content-type", _KINDS[0])) not in _KINDS:
         raise UnsupportedMediaType(f"send {' or '.join(kind.decode() for kind in _KINDS)}")
     if sent.get(b"content-encoding", b"identity") != b"identity":
         raise UnsupportedMediaType("send the body as it is, without Content-Encoding")

@@ -277,4 +277,4 @@ def _from_json(tensor: InferInput) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             return np.array(numbers, DATATYPES[datatype]).reshape(rows, columns)
     except OverflowError as error:
-        raise Invalid("/inputs/0/data", f"must hold numbers within {datatype}: {error}") from error
+        raise Invalid("/inputs/0/data", f"must hold numbers within {datatype}") from error

@@ -96,6 +96,15 @@ def test_recorded_actions_teach_the_policy(client, idle):
     assert first_arm() > 0.9
 
 
+def test_an_action_for_an_observation_of_many_numbers_is_recorded_too(client):
+    space = {"type": "box", "low": [None] * 9000, "high": [None] * 9000}
+    body = {"model": None, "policy": {"hidden": [8]}, "task": remote_task(CARTPOLE, observation_space=space)}
+    adaptation = client.post("/v1/adaptations", json=body | {"method": METHOD}).json()
+    body = {"observations": [[0.125] * 9000], "deterministic": False, "record": True}
+    answer = client.post(f"/v1/policies/{adaptation['policy']}:act", json=body).json()
+    assert reward(client, answer["event_id"]).status_code == 200
+
+
 def test_continuous_actions_are_recorded_in_both_units(client, database):
     adaptation = begin(client, NAVIGATION)
     event = record(database, adaptation, [0.05, -0.05], [0.5, -0.5], 1.5, observation=[0.1, 0.2])

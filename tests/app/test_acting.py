@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -129,6 +130,22 @@ def test_a_body_that_is_not_json_by_its_type_is_refused(client: Client, policy: 
     assert response.status_code == 415
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/merge-patch+json", 200),
+        ("application/jsonl", 415),
+        ("application/octet-streams", 415),
+        ("text/plain", 415),
+    ],
+)
+def test_the_kind_of_a_body_is_read_as_http_writes_it(client: Client, policy: str, kind: str, status: int) -> None:
+    body = b'{"observations": [[0.01, 0.0, 0.02, 0.0]]}'
+    response = client.post(f"/v1/policies/{policy}:act", content=body, headers={"content-type": kind})
+    assert response.status_code == status
+
+
 def test_acting_needs_a_key_that_may_act(client: Client, policy: str) -> None:
     path = f"/v1/policies/{policy}:act"
     body = {"observations": [OBSERVATION]}
@@ -238,9 +255,9 @@ def test_binary_bodies_are_answered_as_json_is(app: FastAPI, client: Client, pol
     [
         ({"headstart-shape": ""}, 422, "Headstart-Shape: 32,4"),
         ({"headstart-shape": "2"}, 422, "Headstart-Shape: 32,4"),
-        ({"headstart-shape": "3,4"}, 422, "48 bytes, not 32"),
+        ({"headstart-shape": "3,4"}, 422, "48 bytes of float32, not 32"),
         ({"headstart-shape": "4,2"}, 422, "must hold 4 numbers, not 2"),
-        ({"headstart-shape": "0,4"}, 422, "0 bytes, not 32"),
+        ({"headstart-shape": "0,4"}, 422, "neither may be 0"),
         ({"headstart-shape": "99999,4"}, 413, "10000 observations"),
     ],
 )
@@ -404,6 +421,53 @@ def test_a_request_that_is_not_answered_within_its_deadline_is_answered_503(
         refused = client.post("/v1/policies:act", json=pairs, headers={"headstart-timeout": header})
         assert refused.status_code == 400
         assert "seconds above 0" in refused.json()["detail"]
+
+
+def test_what_takes_long_waits_for_a_thread_whatever_kind_its_body_is(app: FastAPI, client: Client) -> None:
+    wide = Policy(PolicyConfig(hidden=(1024, 1024)), CARTPOLE.observation_space, CARTPOLE.action_space)
+    policy = store_policy(app, policy=wide)
+    rows = np.zeros((4, 4), np.float32)
+    assert act_binary(client, policy, rows).status_code == 200
+    threads, cores = app.acting.load.threads, os.cpu_count() or 1
+    for _ in range(cores):
+        client.portal.call(threads.acquire)
+    for send in (
+        lambda: act_binary(client, policy, rows, **{"headstart-timeout": "0.05"}),
+        lambda: client.post(
+            f"/v1/policies/{policy}:act", json={"observations": rows.tolist()}, headers={"headstart-timeout": "0.05"}
+        ),
+    ):
+        assert send().status_code == 503
+    assert act_binary(client, policy, rows[:1]).status_code == 200, "one observation is not long"
+    for _ in range(cores):
+        client.portal.call(threads.release)
+    assert act_binary(client, policy, rows).status_code == 200
+
+
+def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done(app: FastAPI, client: Client) -> None:
+    assert client is not None, "the application has started"
+    release, begun = threading.Event(), []
+
+    def work() -> None:
+        begun.append(1)
+        release.wait(10)
+
+    async def impatient() -> int:
+        timeouts = 0
+        for _ in range(3 * cores):
+            try:
+                async with asyncio.timeout(0.02):
+                    await app.acting._beside(work)
+            except TimeoutError:
+                timeouts += 1
+        return timeouts
+
+    cores = os.cpu_count() or 1
+    assert client.portal.call(impatient) == 3 * cores
+    assert len(begun) == cores
+    release.set()
+    client.portal.call(app.acting._beside, work)
+    assert len(begun) == cores + 1
 
 
 def test_acting_is_described_in_the_openapi_document(client: Client) -> None:
