@@ -21,14 +21,14 @@ from starlette.types import Receive, Scope
 
 from app.adaptations.act_events import record_act
 from app.auth import KeyRing
-from app.bodies import media_type, read_struct, require_json
+from app.bodies import Held, media_type, read_struct, require_json
 from app.database import Database
 from app.documentation import describe_operation, describe_parameter
 from app.errors import Invalid, NotFound, PayloadTooLarge
 from app.fleet import TOO_LARGE, RefusedObservation
 from app.inference import MOST_TOGETHER, PolicyBank
 from app.policies.examples import POLICY
-from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, headers_of, is_long
+from app.short_path import INLINE_BYTES, Headers, Load, ShortPath, headers_of, is_long
 from app.slots import Hot
 from app.validation import pointer_to
 from models.runtime import Architecture, Array, Decision

@@ -1,4 +1,4 @@
-"""Reading request bodies: a limit on their size, and JSON that every later layer can hold."""
+"""Reading request bodies: limits on their size and on the time they take, and JSON that every later layer can hold."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import math
 import re
 import types
 import typing
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BadRequest, Invalid, PayloadTooLarge, UnsupportedMediaType
+from app.arrivals import Arrivals
+from app.errors import BadRequest, Busy, Invalid, PayloadTooLarge, TooSlow, UnsupportedMediaType
 from app.validation import MAX_ERRORS, FieldError, pointer_to
 
 MAX_DEPTH = 64
@@ -23,18 +25,95 @@ MAX_DEPTH = 64
 MAX_PATH_BYTES = 1024
 """Longest path: no name of this service comes near it."""
 
+BODY_S = 30.0
+"""Time that a body may take to arrive, or more where a larger one may come: the time that takes at 64 KiB/s."""
+
 T = TypeVar("T")
 
+_SLOWEST_BYTES_PER_S = 64 * 1024
+_HELD_BYTES = 128 * 1024 * 1024
 _WHOLE_NUMBER_DIGITS = 19
 _LARGE_BODY_BYTES = 64 * 1024
 
 
-class BodyLimitMiddleware:
-    """Refuses a body above a limit, by its announced length or while it arrives; it is never held as a whole."""
+@dataclass(slots=True)
+class Held:
+    """What a request takes of what there is for all: the bytes of its body, and 1 where requests are counted."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self.app = app
+    size_bytes: int = 0
+    requests: int = 0
+
+
+@final
+class Bodies:
+    """What there is for bodies: memory for all of them, and time for each to arrive.
+
+    Args:
+        max_body_bytes: Of one.
+        limit_s: Time for one to arrive.
+
+    Attributes:
+        most_held_bytes: Of all.
+        held_bytes: Of those that are there or arriving.
+        arrivals: Waiting for them.
+    """
+
+    def __init__(self, max_body_bytes: int, limit_s: float) -> None:
         self.max_body_bytes = max_body_bytes
+        self.most_held_bytes = max(_HELD_BYTES, 2 * max_body_bytes)
+        self.held_bytes = 0
+        self.arrivals = Arrivals(limit_s)
+
+    async def read(self, receive: Receive, held: Held) -> bytes:
+        """The whole body; what is held of it is for the caller to give back, with :meth:`release`.
+
+        Raises:
+            BadRequest: If the client leaves before.
+            PayloadTooLarge: If it is too large.
+            Busy: If the others leave no room for it.
+            TooSlow: If it does not arrive in time.
+        """
+        parts = []
+        try:
+            with self.arrivals.awaited():
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise BadRequest("the client left before the body was complete")
+                    part = message.get("body", b"")
+                    held.size_bytes += len(part)
+                    self.held_bytes += len(part)
+                    if held.size_bytes > self.max_body_bytes:
+                        raise self.too_large()
+                    if self.held_bytes > self.most_held_bytes:
+                        raise Busy("the bodies of other requests take all memory there is for them")
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError as error:
+            raise TooSlow(f"the body did not arrive within {self.arrivals.limit_s:g} s") from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def release(self, held: Held) -> None:
+        """The body is held no longer."""
+        self.held_bytes -= held.size_bytes
+
+    def too_large(self) -> PayloadTooLarge:
+        """The error for one that is, or says that it is."""
+        return PayloadTooLarge(f"the body may have at most {self.max_body_bytes} bytes")
+
+
+def time_for(max_body_bytes: int) -> float:
+    """Seconds in which the largest body arrives that may come, over a slow line."""
+    return max(BODY_S, max_body_bytes / _SLOWEST_BYTES_PER_S)
+
+
+class BodyMiddleware:
+    """Reads the body of a request before anything else is done for it, unless it is refused."""
+
+    def __init__(self, app: ASGIApp, bodies: Bodies) -> None:
+        self.app = app
+        self.bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -46,22 +125,22 @@ class BodyLimitMiddleware:
         if len(scope["path"].encode()) > MAX_PATH_BYTES:
             raise BadRequest(f"the path has more than {MAX_PATH_BYTES} bytes")
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or len(announced) > 18 or int(announced) > self.max_body_bytes:
-            raise self._too_large()
-        arrived = 0
+        if not announced.isdigit() or len(announced) > 18 or int(announced) > self.bodies.max_body_bytes:
+            raise self.bodies.too_large()
+        held = Held()
+        try:
+            body: bytes | None = await self.bodies.read(receive, held)
 
-        async def limited() -> Message:
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if arrived > self.max_body_bytes:
-                raise self._too_large()
-            return message
+            async def read() -> Message:
+                nonlocal body
+                if body is None:
+                    return await receive()  # that the client has left
+                message, body = {"type": "http.request", "body": body, "more_body": False}, None
+                return message
 
-        await self.app(scope, limited, send)
-
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"the body may have at most {self.max_body_bytes} bytes")
+            await self.app(scope, read, send)
+        finally:
+            self.bodies.release(held)
 
 
 class JSONRequest(Request):

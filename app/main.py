@@ -20,7 +20,7 @@ from app.acting import describe as describe_acting
 from app.adaptations.routes import events_router
 from app.adaptations.routes import router as adaptations_router
 from app.auth import REFRESH_S, AuthenticationMiddleware, KeyRing
-from app.bodies import BodyLimitMiddleware
+from app.bodies import Bodies, BodyMiddleware, time_for
 from app.database import Database
 from app.dependencies import RequestDatabase
 from app.documentation import complete
@@ -115,6 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
     bank = PolicyBank(database, store, settings.hot_bytes)
     catalogue, statistics = Catalogue(bank, database), Statistics()
     load = Load(settings.max_body_bytes, settings.max_in_flight, settings.act_timeout)
+    bodies = Bodies(settings.max_body_bytes, time_for(settings.max_body_bytes))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Application) -> AsyncIterator[None]:
@@ -126,7 +127,8 @@ def create_app(settings: Settings) -> FastAPI:
         chores = [
             asyncio.create_task(_repeat(partial(run_in_threadpool, keys.refresh), REFRESH_S, stopping)),
             asyncio.create_task(_repeat(bank.refresh, REFRESH_S, stopping)),
-            asyncio.create_task(_repeat(load.arrivals.end_overdue, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(bodies.arrivals.end_overdue, REFRESH_S, stopping)),
+            asyncio.create_task(_repeat(load.bodies.arrivals.end_overdue, REFRESH_S, stopping)),
             asyncio.create_task(_repeat(app.streaming.first.end_overdue, REFRESH_S, stopping)),
             asyncio.create_task(_repeat(app.streaming.idle.end_overdue, REFRESH_S, stopping)),
             asyncio.create_task(_repeat(partial(run_in_threadpool, _purge, database), _PURGE_S, stopping)),
@@ -154,6 +156,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.keys = keys
     app.state.store = store
     app.state.bank = bank
+    app.state.bodies = bodies
     app.state.catalogue = catalogue
     app.state.statistics = statistics
     for router in ROUTERS:
@@ -164,7 +167,7 @@ def create_app(settings: Settings) -> FastAPI:
     openapi = app.openapi
     app.openapi = cache(lambda: complete(describe_inferring(describe_acting(openapi()))))  # type: ignore[method-assign]
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyMiddleware, bodies=bodies)
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
     app.streaming = Streaming(bank, keys, settings.max_in_flight)

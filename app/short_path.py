@@ -10,24 +10,19 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from app.arrivals import Arrivals
 from app.auth import KeyRing, Principal, authenticate
-from app.errors import BadRequest, Busy, Forbidden, PayloadTooLarge, TooSlow, problem_response
+from app.bodies import BODY_S, Bodies, Held
+from app.errors import BadRequest, Busy, Forbidden, problem_response
 from models.runtime import Architecture
-
-BODY_S = 30.0
-"""Time that a body may take to arrive."""
 
 INLINE_BYTES = 32 * 1024
 """Largest body that is read on the event loop."""
 
-_HELD_BYTES = 128 * 1024 * 1024
 _INLINE_PRODUCTS = 8_000_000
 
 Headers = list[tuple[bytes, bytes]]
@@ -46,14 +41,6 @@ class Sampling(Protocol):
         """What sampled ones follow from; None: nothing that repeats."""
 
 
-@dataclass(slots=True)
-class Held:
-    """What a request takes of what there is for all: 1 of those in flight once its body is there, and that body."""
-
-    requests: int = 0
-    size_bytes: int = 0
-
-
 @final
 class Load:
     """What there is for all requests that act in this process.
@@ -64,20 +51,16 @@ class Load:
         deadline_s: Time that one may take once its body is there, unless it says less.
 
     Attributes:
-        arrivals: Waiting for bodies.
+        bodies: What there is for their bodies.
         in_flight: Requests that are worked on.
-        held_bytes: Of bodies that are there or arriving.
         threads: Free ones. Arithmetic beside the event loop gains nothing from more of them than there are cores.
     """
 
     def __init__(self, max_body_bytes: int, max_in_flight: int, deadline_s: float) -> None:
-        self.max_body_bytes = max_body_bytes
+        self.bodies = Bodies(max_body_bytes, BODY_S)
         self.max_in_flight = max_in_flight
         self.deadline_s = deadline_s
-        self.most_held_bytes = max(_HELD_BYTES, 2 * max_body_bytes)
-        self.arrivals = Arrivals(BODY_S)
         self.in_flight = 0
-        self.held_bytes = 0
         self.threads = asyncio.Semaphore(os.cpu_count() or 1)
 
 
@@ -104,7 +87,7 @@ class ShortPath(ABC):
             return
         finally:
             self.load.in_flight -= held.requests
-            self.load.held_bytes -= held.size_bytes
+            self.load.bodies.release(held)
         headers.append((b"content-length", b"%d" % len(content)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -122,30 +105,13 @@ class ShortPath(ABC):
 
     async def _body(self, receive: Receive, held: Held) -> bytes:
         """The body, unless it does not come in time, or is more than there is room for; then it is being worked on."""
-        load, parts = self.load, []
-        try:
-            with load.arrivals.awaited():
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequest("the client left before the body was complete")
-                    part = message.get("body", b"")
-                    held.size_bytes += len(part)
-                    load.held_bytes += len(part)
-                    if held.size_bytes > load.max_body_bytes:
-                        raise PayloadTooLarge(f"the body may have at most {load.max_body_bytes} bytes")
-                    if load.held_bytes > load.most_held_bytes:
-                        raise Busy("the bodies of other requests take all memory there is for them")
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        break
-        except TimeoutError as error:
-            raise TooSlow(f"the body did not arrive within {BODY_S:g} s") from error
+        load = self.load
+        body = await load.bodies.read(receive, held)
         if load.in_flight >= load.max_in_flight:
             raise Busy(f"{load.max_in_flight} requests are being worked on")
         held.requests = 1
         load.in_flight += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return body
 
     async def _in_time(self, sent: Mapping[bytes, bytes], work: Coroutine[Any, Any, T]) -> T:
         """What the work gives, unless the request's time is over before."""

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 
 from app.acting import first_not_finite
 from app.auth import KeyRing
-from app.bodies import media_type
+from app.bodies import Held, media_type
 from app.documentation import describe_operation, describe_parameter
 from app.errors import Invalid, UnsupportedMediaType
 from app.fleet import TOO_LARGE
@@ -27,7 +27,7 @@ from app.protocol.tensors import (
     require_outputs,
     write_answer,
 )
-from app.short_path import INLINE_BYTES, Headers, Held, Load, ShortPath, headers_of, is_long
+from app.short_path import INLINE_BYTES, Headers, Load, ShortPath, headers_of, is_long
 
 _PATH = re.compile(r"/v2/models/([^/\0]+)(?:/versions/([^/\0]+))?/infer")
 _KINDS = (b"application/json", b"application/octet-stream")

@@ -26,6 +26,7 @@ from policies_to_act_with import (
 )
 
 from app import tables
+from app.bodies import Bodies
 from models.checkpoint import numpy_params
 from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
@@ -349,10 +350,16 @@ def test_a_fleet_request_that_is_not_right_is_refused_with_the_place(
 
 
 def test_a_body_that_does_not_arrive_is_given_up(app: FastAPI, client: Client, policy: str) -> None:
-    app.acting.load.arrivals.limit_s = 0.0
+    answer_half_a_body(app, client, f"/v1/policies/{policy}:act", app.acting.load.bodies)
+    assert app.acting.load.in_flight == 0
+    answer_half_a_body(app, client, "/v1/tasks", app.state.bodies)
+
+
+def answer_half_a_body(app: FastAPI, client: Client, path: str, bodies: Bodies) -> None:
+    bodies.arrivals.limit_s = 0.0
     key = client.headers["authorization"].encode()
     headers = [(b"authorization", key), (b"content-type", b"application/json"), (b"content-length", b"100")]
-    scope = {"type": "http", "method": "POST", "path": f"/v1/policies/{policy}:act", "query_string": b""}
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
     sent: list[Any] = []
 
     async def one_request() -> None:
@@ -366,22 +373,27 @@ def test_a_body_that_does_not_arrive_is_given_up(app: FastAPI, client: Client, p
 
         request = asyncio.create_task(app(scope | {"headers": headers}, receive, send))
         await asyncio.sleep(0.05)
-        await app.acting.load.arrivals.end_overdue()
+        assert bodies.held_bytes == 1
+        await bodies.arrivals.end_overdue()
         await request
 
     client.portal.call(one_request)
     assert sent[0]["status"] == 408
-    assert (app.acting.load.held_bytes, app.acting.load.in_flight) == (0, 0)
+    assert bodies.held_bytes == 0
 
 
 def test_bodies_that_would_take_too_much_memory_are_refused(app: FastAPI, client: Client, policy: str) -> None:
-    app.acting.load.held_bytes = app.acting.load.most_held_bytes
-    response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
-    assert response.status_code == 503
-    assert "memory" in response.json()["detail"]
-    app.acting.load.held_bytes = 0
-    assert act(client, policy)
-    assert app.acting.load.held_bytes == 0
+    act_path, observations = f"/v1/policies/{policy}:act", {"observations": [OBSERVATION]}
+    others, task = app.state.bodies, {"environment": "CartPole-v1"}
+    for path, body, bodies in ((act_path, observations, app.acting.load.bodies), ("/v1/tasks", task, others)):
+        bodies.held_bytes = bodies.most_held_bytes
+        response = client.post(path, json=body)
+        assert response.status_code == 503
+        assert "memory" in response.json()["detail"]
+        assert response.headers["retry-after"] == "1"
+        bodies.held_bytes = 0
+        assert client.post(path, json=body).is_success
+        assert bodies.held_bytes == 0
 
 
 def test_more_requests_than_may_be_in_flight_are_answered_503_at_once(

@@ -268,12 +268,12 @@ def test_what_acts_is_bounded_together_whichever_way_it_is_asked(app: FastAPI, c
     response = infer(client, policy, body)
     assert response.headers["retry-after"] == "1"
     assert "requests are being worked on" in problem(response, 503)["error"]
-    load.in_flight, load.held_bytes = 0, load.most_held_bytes
+    load.in_flight, load.bodies.held_bytes = 0, load.bodies.most_held_bytes
     problem(infer(client, policy, body), 503)
-    load.held_bytes = 0
+    load.bodies.held_bytes = 0
     assert infer(client, policy, body).status_code == 200
-    problem(infer(client, policy, b"[" + b"0," * load.max_body_bytes), 413)
-    assert (load.in_flight, load.held_bytes) == (0, 0)
+    problem(infer(client, policy, b"[" + b"0," * load.bodies.max_body_bytes), 413)
+    assert (load.in_flight, load.bodies.held_bytes) == (0, 0)
 
 
 def test_a_request_that_is_not_answered_in_time_is_answered_503(app: FastAPI, client: Client, policy: str) -> None:
