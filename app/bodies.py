@@ -208,6 +208,8 @@ def read_struct(decoder: msgspec.json.Decoder[T], body: bytes | str) -> T:
 def refusal(message: str, struct: type) -> Invalid:
     """The error for what the quick reader found: ``Expected `float`, got `str` - at `$.observations[0][2]```."""
     detail, _, place = message.partition(" - at ")
+    if place.startswith("`key` in "):
+        detail, place = f"the name of a member: {detail}", place.removeprefix("`key` in ")
     path = [
         int(part) if part.isdigit() else part
         for part in re.findall(r"[A-Za-z_]\w*|\d+", place.strip("`").removeprefix("$"))

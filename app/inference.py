@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -72,7 +73,7 @@ class PolicyBank:
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
         self._hot: OrderedDict[str, Hot] = OrderedDict()
-        self._shelves: dict[str, Shelf] = {}
+        self._shelves: WeakValueDictionary[str, Shelf] = WeakValueDictionary()
         self._fleets: OrderedDict[tuple[str, ...], Fleet] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Mapping[str, _Fetched | HeadstartError]]] = {}
 
@@ -85,10 +86,10 @@ class PolicyBank:
         """Memory that blocks take."""
         return self._size_bytes
 
-    def hot(self, name: str, revision: int = 0) -> Hot | None:
-        """The policy, if it is in memory, at this revision or a later one, and has not expired."""
+    def hot(self, name: str, revision: int = 0, now_s: float | None = None) -> Hot | None:
+        """The policy, if it is in memory, at this revision or a later one, and has not expired by now."""
         entry = self._hot.get(name)
-        if entry is None or entry.revision < revision or entry.expires_s <= time.time():
+        if entry is None or entry.revision < revision or entry.expires_s <= (now_s or time.time()):
             return None
         self._hot.move_to_end(name)
         return entry
@@ -113,7 +114,8 @@ class PolicyBank:
         found: dict[str, _Fetched | HeadstartError] = {}
         once_more = revision > 0
         while True:
-            missing = [name for name in dict.fromkeys(names) if not (name in found or self.hot(name, revision))]
+            now_s = time.time()
+            missing = [name for name in dict.fromkeys(names) if not (name in found or self.hot(name, revision, now_s))]
             if not missing and once_more:
                 # A fetch that was under way may have looked before the revision was there.
                 once_more = False
@@ -125,7 +127,7 @@ class PolicyBank:
             found |= await self._fetched(missing)
         entries = []
         for name in names:
-            entry = self.hot(name, revision) or found[name]
+            entry = self.hot(name, revision, now_s) or found[name]
             if isinstance(entry, HeadstartError):
                 raise entry
             if entry.revision < revision:

@@ -29,9 +29,9 @@ class Block:
         return len(self.names) * self.shelf.architecture.size_bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Shelf:
-    """The blocks of one architecture, of which the free slots are known."""
+    """The blocks of one architecture, of which the free slots are known; it lasts as long as they."""
 
     architecture: Architecture
     free: list[tuple[Block, int]] = field(default_factory=list)

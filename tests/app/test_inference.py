@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -240,6 +242,37 @@ def test_nothing_keeps_what_was_evicted_in_memory(database: Database, store: Art
         gc.collect()
         alive = {id(block()): block() for block in blocks if block() is not None}
         assert sum(block.size_bytes for block in alive.values()) <= 8 * SIZE
+
+    run(work)
+
+
+def test_architectures_that_nothing_is_hot_of_take_no_memory(database: Database, store: ArtefactStore) -> None:
+    bank = PolicyBank(database, store, 8 * SIZE)
+    first, second = put_policy(database, store), put_policy(database, store, policy=TORQUE)
+
+    async def work() -> None:
+        architecture = weakref.ref((await bank.load(first)).policy.architecture)
+        delete(database, first)
+        await bank.refresh()
+        await bank.load(second)
+        gc.collect()
+        assert architecture() is None
+        assert len(bank._shelves) == 1
+
+    run(work)
+
+
+def test_policies_that_expire_while_others_are_looked_for_are_fetched_once_more(
+    bank: PolicyBank, database: Database, store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = [put_policy(database, store, seed, ttl_s=60) for seed in range(3)]
+    clock = itertools.count(time.time() + 58, 0.5)
+
+    async def work() -> None:
+        await bank.load_many(policies)
+        monkeypatch.setattr("app.inference.time.time", lambda: next(clock))
+        for _ in range(8):
+            assert len(await bank.load_many(policies)) == 3
 
     run(work)
 

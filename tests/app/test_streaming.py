@@ -74,6 +74,9 @@ def test_msgpack_is_answered_in_msgpack(stream: WebSocketTestSession) -> None:
     assert msgspec.msgpack.decode(stream.receive_bytes()) == ask(stream, observation=OBSERVATION)
     stream.send_bytes(msgspec.msgpack.encode({"observation": [0.0, math.nan, 0.0, 0.0]}))
     assert "error" in msgspec.msgpack.decode(stream.receive_bytes())
+    stream.send_bytes(msgspec.msgpack.encode({1: 2}))
+    [error] = msgspec.msgpack.decode(stream.receive_bytes())["error"]["errors"]
+    assert error == {"pointer": "", "detail": "the name of a member: Expected `str`, got `int`"}
 
 
 def test_an_episode_that_starts_with_a_seed_is_drawn_again_the_same(app: FastAPI, client: TestClient) -> None:
