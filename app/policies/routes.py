@@ -1,4 +1,4 @@
-"""Policies over HTTP. Acting has a path of its own: :mod:`app.inference`."""
+"""Policies over HTTP. Acting has a path of its own: :mod:`app.acting`."""
 
 from typing import Annotated, Any, Literal
 

@@ -170,7 +170,7 @@ def _described(about: Mapping[str, Any], buffer: memoryview) -> Mapping[str, Any
     """The description in the header, if header and tensors are as they were written."""
     if about.get("format") != FORMAT:
         raise InvalidPolicyFile(f"the format {about.get('format')!r} is unknown; this client reads {FORMAT!r}")
-    text = str(about["policy"]).encode()
+    text = str(about["policy"]).encode(errors="surrogatepass")
     digest = hashlib.sha256(text)
     digest.update(buffer)
     if digest.hexdigest() != about.get("sha256"):

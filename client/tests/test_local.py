@@ -14,6 +14,7 @@ import pytest
 from policy_files import CONTINUOUS, CONTINUOUS_TENSORS, DISCRETE, DISCRETE_TENSORS, packed, policy_file
 
 from headstart_client import HeadstartError, InvalidPolicyFile, LocalPolicy
+from headstart_client.policy_file import FORMAT
 
 LOG_DENSITY = -0.5 * math.log(2 * math.pi)
 
@@ -160,6 +161,7 @@ def changed(**members: Any) -> Mapping[str, Any]:
         ((2).to_bytes(8, "little") + b"[]", "not a safetensors file"),
         (policy_file(format="headstart-policy-2"), "headstart-policy-2"),
         (policy_file(sha256="0" * 64), "damaged"),
+        (packed(DISCRETE_TENSORS, {"format": FORMAT, "policy": "\ud800", "sha256": "0" * 64}), "damaged"),
         (packed(DISCRETE_TENSORS), "an older service made it"),
         (packed(DISCRETE_TENSORS, {"format": "pt"}), "an older service made it"),
         (policy_file(changed(memory="gru")), "a newer headstart-client is needed: unknown memory"),
