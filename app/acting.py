@@ -76,7 +76,7 @@ class ActResponse(msgspec.Struct, omit_defaults=True):
 
 
 class Pair(msgspec.Struct, forbid_unknown_fields=True):
-    """A policy, by its id, and what it is to act on."""
+    """A policy, by its id, or `model/3` for a bare version; and what it is to act on."""
 
     policy: str
     observation: list[Number]

@@ -135,7 +135,13 @@ class ShortPath(ABC):
         threads = self.load.threads
         await threads.acquire()
         work = asyncio.create_task(asyncio.to_thread(function, *arguments))
-        work.add_done_callback(lambda _: threads.release())
+
+        def end(work: asyncio.Task[T]) -> None:
+            threads.release()
+            if not work.cancelled():
+                work.exception()  # taken note of, as there may be nobody who waits for it
+
+        work.add_done_callback(end)
         return await asyncio.shield(work)
 
     def _source(self, request: Sampling) -> np.random.Generator | None:

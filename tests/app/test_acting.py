@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import threading
@@ -27,6 +28,7 @@ from policies_to_act_with import (
 
 from app import tables
 from app.bodies import Bodies
+from app.errors import Invalid
 from models.checkpoint import numpy_params
 from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
@@ -301,6 +303,12 @@ def test_a_fleet_is_answered_as_its_policies_are_one_by_one(app: FastAPI, client
         assert (answer["policy_actions"][place] is None) == ("policy_actions" not in alone)
 
 
+def test_a_fleet_may_hold_bare_versions_beside_policies(app: FastAPI, client: Client, policy: str) -> None:
+    store_version(app)
+    answer = fleet(client, [("cartpole/1", OBSERVATION), (policy, OBSERVATION)])
+    assert answer["values"][0] == answer["values"][1], "both were made of the same parameters"
+
+
 def test_a_sampled_fleet_depends_on_seed_and_pairs_alone(app: FastAPI, client: Client) -> None:
     policies = [store_policy(app, seed) for seed in range(20)]
     pairs = [(policy, OBSERVATION) for policy in policies for _ in range(5)]
@@ -456,13 +464,16 @@ def test_what_takes_long_waits_for_a_thread_whatever_kind_its_body_is(app: FastA
     assert act_binary(client, policy, rows).status_code == 200
 
 
-def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done(app: FastAPI, client: Client) -> None:
+def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done(
+    app: FastAPI, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     assert client is not None, "the application has started"
     release, begun = threading.Event(), []
 
     def work() -> None:
         begun.append(1)
         release.wait(10)
+        raise Invalid("", "nobody hears of this")
 
     async def impatient() -> int:
         timeouts = 0
@@ -478,8 +489,11 @@ def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done
     assert client.portal.call(impatient) == 3 * cores
     assert len(begun) == cores
     release.set()
-    client.portal.call(app.acting._beside, work)
+    with pytest.raises(Invalid):
+        client.portal.call(app.acting._beside, work)
     assert len(begun) == cores + 1
+    gc.collect()
+    assert not caplog.records
 
 
 def test_acting_is_described_in_the_openapi_document(client: Client) -> None:
