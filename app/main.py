@@ -48,18 +48,6 @@ from models.environments.bridge import configure
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (
-    tasks_router,
-    runs_router,
-    registry_router,
-    adaptations_router,
-    events_router,
-    policies_router,
-    evaluations_router,
-    keys_router,
-)
-"""Everything under /v1."""
-
 _PURGE_S = 3600.0
 
 health = APIRouter(prefix="/v2/health", tags=["health"])
@@ -85,6 +73,33 @@ def is_ready(database: RequestDatabase) -> dict[str, bool]:
     except Exception as error:
         raise Unavailable("the database does not answer") from error
     return {"ready": True}
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _compose() -> APIRouter:
+    # Of the responses: else the framework says what its own errors look like.
+    api = APIRouter(responses={"4XX": {}}, generate_unique_id_function=_operation_id)
+    for router in (
+        tasks_router,
+        runs_router,
+        registry_router,
+        adaptations_router,
+        events_router,
+        policies_router,
+        evaluations_router,
+        keys_router,
+    ):
+        api.include_router(router, prefix="/v1")
+    api.include_router(health)
+    api.include_router(protocol_router, prefix="/v2")
+    return api
+
+
+API = _compose()
+"""Every route of the framework's; put together once for all applications of a process, because that takes a while."""
 
 
 class Application(FastAPI):
@@ -147,9 +162,7 @@ def create_app(settings: Settings) -> FastAPI:
         description="Register tasks, meta-train, version, adapt, act.",
         lifespan=lifespan,
         redirect_slashes=False,
-        generate_unique_id_function=_operation_id,
-        # Else the framework says what its own errors look like.
-        responses={"4XX": {}},
+        routes=API.routes,
     )
     app.state.settings = settings
     app.state.database = database
@@ -159,10 +172,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bodies = bodies
     app.state.catalogue = catalogue
     app.state.statistics = statistics
-    for router in ROUTERS:
-        app.include_router(router, prefix="/v1")
-    app.include_router(health)
-    app.include_router(protocol_router, prefix="/v2")
     add_error_handlers(app)
     openapi = app.openapi
     app.openapi = cache(lambda: complete(describe_inferring(describe_acting(openapi()))))  # type: ignore[method-assign]
@@ -174,10 +183,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.acting = Acting(bank, keys, database, load)
     app.inferring = Inferring(catalogue, statistics, keys, load)
     return app
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name
 
 
 def _purge(database: Database) -> None:
