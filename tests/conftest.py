@@ -1,6 +1,7 @@
 """Real databases, a real application, a real server: what the tests of the service stand on.
 
-Every test that takes ``database_url``, or anything made from it, runs on SQLite and on PostgreSQL.
+Every test that takes ``database_url``, or anything made from it, runs on SQLite and on PostgreSQL, unless it is marked
+with ``databases``: what a test shows of mathematics, of HTTP or of a protocol is the same on both.
 """
 
 import contextlib
@@ -19,6 +20,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATABASES = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc):
+    marker = metafunc.definition.get_closest_marker("databases")
+    for name in {"database_url", "empty_database_url"} & set(metafunc.fixturenames):
+        metafunc.parametrize(name, marker.args if marker else DATABASES, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +91,7 @@ def _drop_database(server, name):
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture
 def database_url(request, tmp_path):
     """URL of a fresh, migrated database without rows."""
     if request.param == "sqlite":
@@ -99,7 +106,7 @@ def database_url(request, tmp_path):
     _drop_database(server, name)
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture
 def empty_database_url(request, tmp_path):
     """URL of a database that was never migrated; on SQLite not even a file."""
     if request.param == "sqlite":
