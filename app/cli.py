@@ -114,10 +114,11 @@ def _api(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -> int:
-    import uvicorn
+    with _collector_paused():
+        import uvicorn
 
-    from app.main import create_app
-    from app.streaming import MAX_MESSAGE_BYTES
+        from app.main import create_app
+        from app.streaming import MAX_MESSAGE_BYTES
 
     config = uvicorn.Config(
         create_app(settings),
@@ -150,10 +151,21 @@ def _worker(settings: Settings, arguments: argparse.Namespace) -> int:
     configure_logging(f"worker-{arguments.slot}")
     if arguments.supervised:
         end_with_supervisor()
-    from app.worker import run_worker
+    with _collector_paused():
+        from app.worker import run_worker
 
     run_worker(settings, arguments.slot)
     return 0
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Import without the garbage collector, which finds nothing then and would take a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _migrate(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from models.types import ShapeError
 
@@ -138,6 +137,9 @@ def _interval(data: list[Scores], statistic: Callable[[list[Scores]], Any], seed
             drawn = [each[rows, np.arange(tasks)] for each in data]
         return statistic(drawn)
 
+    # Here and below, not above: it takes half a second, and of the service's processes only one computes statistics.
+    from scipy import stats
+
     strata = (np.arange(tasks),) if seeds == 1 else (np.arange(seeds),) * tasks
     result = stats.bootstrap(
         strata,
@@ -154,6 +156,8 @@ def _interval(data: list[Scores], statistic: Callable[[list[Scores]], Any], seed
 
 
 def _trimmed_mean(scores: Scores) -> Any:
+    from scipy import stats
+
     flat = scores.reshape(*scores.shape[:-2], -1)
     return stats.trim_mean(flat, 0.25, axis=-1)
 
