@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -82,8 +83,6 @@ def svg(figure: Figure) -> bytes:
 def _saved(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
-    # The places that were found now are those of the next time too: finding them is half the work.
-    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 
@@ -131,7 +130,7 @@ def panels(
     """
     legends = [(each, _columns(each)) for each in keys if each]
     rows = [0.08 + 0.17 * -(-len(each) // columns) for each, columns in legends]
-    figure = Figure((WIDTH, sum(rows) + sum(heights)), layout="constrained")
+    figure = Figure((WIDTH, sum(rows) + sum(heights)), dpi=_DPI)
     parts = figure.subfigures(len(rows) + len(methods), 1, height_ratios=[*rows, *heights], squeeze=False)[:, 0]
     for part, (each, columns) in zip(parts, legends, strict=False):
         # A legend fills its columns one by one: sort it so that it is read along its rows.
@@ -141,6 +140,8 @@ def panels(
         if len(methods) > 1:
             part.suptitle(label(method, 60), x=0.01, ha="left", fontsize=9, fontweight="bold")
         draw(part, method)
+    # Once, and not at every saving: a figure that has a layout engine is drawn twice each time.
+    ConstrainedLayoutEngine().execute(figure)
     return figure
 
 
