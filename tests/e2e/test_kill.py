@@ -12,7 +12,7 @@ RUN = {
     "learner": {"name": "maml", "tasks_per_iteration": 3, "episodes_per_task": 4},
     "policy": {"hidden": [8]},
     "tasks": {"family": "navigation-2d"},
-    "stop": {"iterations": 80},
+    "stop": {"iterations": 60},
     "evaluation": {"tasks": 2, "every_iterations": 5},
     "seed": 5,
 }
@@ -37,7 +37,7 @@ def iterations(service, run_id):
 
 def test_a_run_whose_worker_is_killed_twice_ends_bit_for_bit_like_an_undisturbed_one(service, undisturbed):
     run_id = start_and_get_going(service)
-    for attempt, reached in ((1, 10), (2, 30)):
+    for attempt, reached in ((1, 8), (2, 20)):
         wait_until(lambda reached=reached: service.run(run_id)["progress"]["iterations"] >= reached)
         run = service.run(run_id)
         assert (run["state"], run["attempts"]) == ("running", attempt)
@@ -46,7 +46,7 @@ def test_a_run_whose_worker_is_killed_twice_ends_bit_for_bit_like_an_undisturbed
     run = service.run(run_id)
     assert (run["attempts"], service.crashes_of(run_id)) == (3, 2)
     assert run["best"]["iteration"] % 5 == 0
-    assert iterations(service, run_id) == list(range(1, 81))
+    assert iterations(service, run_id) == list(range(1, 61))
 
 
 def test_a_worker_that_is_asked_to_end_hands_its_run_over_without_losing_an_iteration(service, undisturbed):
@@ -79,9 +79,9 @@ def test_the_worker_is_well_after_a_cancellation(service, undisturbed):
     assert service.parameters_of(service.start_run(**RUN)) == undisturbed
 
 
+# Processes are what this is about; one database shows it.
+@pytest.mark.databases("sqlite")
 def test_a_service_that_is_stopped_or_killed_goes_on_where_it_was(service, undisturbed):
-    if service.database.engine.dialect.name != "sqlite":
-        pytest.skip("processes are what this is about; one database shows it")
     run_id = start_and_get_going(service)
     children = service.children()
     assert service.stop() == 0
@@ -125,12 +125,11 @@ def fine_tuned(service, adaptation_id):
 def test_fine_tuning_whose_worker_is_killed_ends_bit_for_bit_like_an_undisturbed_one(service):
     undisturbed = fine_tuned(service, fine_tune(service))
     adaptation_id = fine_tune(service)
-    for attempt, reached in ((1, 0.2), (2, 0.5)):
-        wait_until(lambda reached=reached: adaptation(service, adaptation_id)["progress"]["fraction"] >= reached)
-        assert adaptation(service, adaptation_id)["attempts"] == attempt
-        os.kill(service.adapter_of(adaptation_id), signal.SIGKILL)
+    wait_until(lambda: adaptation(service, adaptation_id)["progress"]["fraction"] >= 0.3)
+    assert adaptation(service, adaptation_id)["attempts"] == 1
+    os.kill(service.adapter_of(adaptation_id), signal.SIGKILL)
     assert fine_tuned(service, adaptation_id) == undisturbed
-    assert adaptation(service, adaptation_id)["attempts"] == 3
+    assert adaptation(service, adaptation_id)["attempts"] == 2
 
 
 def test_running_fine_tuning_is_cancelled_within_two_seconds(service):
@@ -148,8 +147,10 @@ def test_running_fine_tuning_is_cancelled_within_two_seconds(service):
 EVALUATION = {
     "subjects": [RUN["model"]],
     "tasks": {"family": "navigation-2d", "count": 4},
-    "methods": [{"name": "ppo", "environment_steps": 4000, "evaluation_episodes": 2}],
-    "seeds": 6,
+    "training_tasks": 2,
+    "methods": [{"name": "ppo", "environment_steps": 2000, "evaluation_episodes": 2}],
+    "seeds": 4,
+    "scratch": False,
 }
 
 
@@ -171,12 +172,11 @@ def test_an_evaluation_whose_worker_is_killed_has_the_numbers_of_an_undisturbed_
         return service.http.get(f"/v1/evaluations/{evaluation_id}/evaluation.json").json()["runs"]
 
     killed = evaluate(service)
-    for attempt in (1, 2):
-        wait_until(lambda attempt=attempt: evaluation(service, killed)["progress"]["done"] >= 8 * attempt)
-        assert evaluation(service, killed)["attempts"] == attempt
-        os.kill(service.evaluator_of(killed), signal.SIGKILL)
+    wait_until(lambda: evaluation(service, killed)["progress"]["done"] >= 8)
+    assert evaluation(service, killed)["attempts"] == 1
+    os.kill(service.evaluator_of(killed), signal.SIGKILL)
     assert numbers(killed) == numbers(evaluate(service))
-    assert evaluation(service, killed)["attempts"] == 3
+    assert evaluation(service, killed)["attempts"] == 2
 
 
 @pytest.mark.usefixtures("undisturbed")

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,7 +25,12 @@ from app.store import ArtefactStore
 from models.checkpoint import numpy_params
 from models.runtime import NumpyPolicy
 
+# That what others change counts here is shown on each database by tests/app/test_api_keys.py and test_inference.py.
+pytestmark = pytest.mark.databases("sqlite")
+
 WITHIN_S = 2.0
+
+Api = tuple[httpx.Client, psutil.Process]
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +106,10 @@ def test_streams_end_with_the_service_and_come_back_with_it(service: Service, po
         assert "action" in json.loads(connection.recv())
 
 
-@contextmanager
-def second_api(service: Service, **settings: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """Another API process over the same database and store."""
-    command = [COMMAND, "api"]
+@pytest.fixture(scope="module")
+def second_api(service: Service) -> Iterator[Api]:
+    """Another API process over the same database and store, which works on eight requests at a time."""
+    command, settings = [COMMAND, "api"], {"HEADSTART_MAX_IN_FLIGHT": "8", "HEADSTART_ACT_TIMEOUT": "30"}
     with (service.folder / "stderr").open("ab") as log:
         process = subprocess.Popen(
             command, env=service.environ | settings, stdout=subprocess.PIPE, stderr=log, text=True
@@ -123,43 +127,43 @@ def second_api(service: Service, **settings: str) -> Iterator[tuple[httpx.Client
 
 
 def test_revocations_deletions_and_revisions_reach_every_process_within_two_seconds(
-    service: Service, store: ArtefactStore
+    service: Service, second_api: Api, store: ArtefactStore
 ) -> None:
     goes, changes = (put_policy(service.database, store, seed, ttl_s=600) for seed in range(2))
     made = service.http.post("/v1/api-keys", json={"name": "robot", "scopes": ["policies:act"]}).json()
-    with second_api(service) as (other, _):
-        robots = []
-        for http in (service.http, other):
-            headers = {"Authorization": f"Bearer {made['key']}"}
-            robots.append(httpx.Client(base_url=http.base_url, headers=headers))
-            for policy in (goes, changes):
-                assert act(http, policy).status_code == act(robots[-1], policy).status_code == 200
-        delete(service.database, goes)
-        revise(service.database, store, changes, 7)
-        assert service.http.delete(f"/v1/api-keys/{made['id']}").status_code == 204
-        time.sleep(WITHIN_S)
-        for http, robot in zip((service.http, other), robots, strict=True):
-            assert act(http, goes).status_code == 410
-            assert act(http, changes).json()["values"] == pytest.approx([value_of(7)], abs=1e-5)
-            assert act(robot, changes).status_code == 401
-            robot.close()
+    other, _ = second_api
+    robots = []
+    for http in (service.http, other):
+        headers = {"Authorization": f"Bearer {made['key']}"}
+        robots.append(httpx.Client(base_url=http.base_url, headers=headers))
+        for policy in (goes, changes):
+            assert act(http, policy).status_code == act(robots[-1], policy).status_code == 200
+    delete(service.database, goes)
+    revise(service.database, store, changes, 7)
+    assert service.http.delete(f"/v1/api-keys/{made['id']}").status_code == 204
+    time.sleep(WITHIN_S)
+    for http, robot in zip((service.http, other), robots, strict=True):
+        assert act(http, goes).status_code == 410
+        assert act(http, changes).json()["values"] == pytest.approx([value_of(7)], abs=1e-5)
+        assert act(robot, changes).status_code == 401
+        robot.close()
 
 
-def test_a_client_that_sends_half_a_request_delays_nobody(service: Service, policy: str) -> None:
-    with second_api(service, HEADSTART_MAX_IN_FLIGHT="2") as (http, _):
-        address = urlsplit(str(http.base_url))
-        key = http.headers["Authorization"]
-        head = f"POST /v1/policies/{policy}:act HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\n"
-        halves = []
-        for _ in range(200):
-            half = socket.create_connection((address.hostname, address.port))
-            half.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
-            halves.append(half)
-        for _ in range(3):
-            assert act(http, policy).status_code == 200
-        for half in halves:
-            half.close()
+def test_a_client_that_sends_half_a_request_delays_nobody(second_api: Api, policy: str) -> None:
+    http, _ = second_api
+    address = urlsplit(str(http.base_url))
+    key = http.headers["Authorization"]
+    head = f"POST /v1/policies/{policy}:act HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\n"
+    halves = []
+    for _ in range(200):
+        half = socket.create_connection((address.hostname, address.port))
+        half.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+        halves.append(half)
+    for _ in range(3):
         assert act(http, policy).status_code == 200
+    for half in halves:
+        half.close()
+    assert act(http, policy).status_code == 200
 
 
 async def _press(http: httpx.Client, path: str, body: bytes, seconds: float, connections: int) -> dict[int, int]:
@@ -184,24 +188,25 @@ async def _press(http: httpx.Client, path: str, body: bytes, seconds: float, con
     return counts
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_more_load_than_can_be_held_is_refused_clearly_in_bounded_memory(
-    service: Service, policy: str, seconds: float
+    second_api: Api, policy: str, seconds: float
 ) -> None:
     body = json.dumps({"observations": [OBSERVATION] * 10_000}).encode()
-    with second_api(service, HEADSTART_MAX_IN_FLIGHT="8", HEADSTART_ACT_TIMEOUT="30") as (http, process):
-        asyncio.run(_press(http, f"/v1/policies/{policy}:act", body, 1.0, 8))
-        before = process.memory_info().rss
-        counts = asyncio.run(_press(http, f"/v1/policies/{policy}:act", body, seconds, 64))
-        # Every request was answered, by all that it asked for or by 503; the asserts are in _press.
-        assert set(counts) == {200, 503}, counts
-        assert process.memory_info().rss - before < 300e6
-        wait_until(lambda: act(http, policy).status_code == 200)
+    http, process = second_api
+    asyncio.run(_press(http, f"/v1/policies/{policy}:act", body, 1.0, 8))
+    before = process.memory_info().rss
+    counts = asyncio.run(_press(http, f"/v1/policies/{policy}:act", body, seconds, 64))
+    # Every request was answered, by all that it asked for or by 503; the asserts are in _press.
+    assert set(counts) == {200, 503}, counts
+    assert process.memory_info().rss - before < 300e6
+    wait_until(lambda: act(http, policy).status_code == 200)
 
 
 def test_a_large_batch_does_not_hold_up_small_ones(service: Service, policy: str) -> None:
     body = json.dumps({"observations": [OBSERVATION] * 10_000})
-    with second_api(service) as (http, _), ThreadPoolExecutor(4) as large:
+    http = service.http
+    with ThreadPoolExecutor(4) as large:
         headers = {"Authorization": http.headers["Authorization"], "Content-Type": "application/json"}
         url = f"{http.base_url}/v1/policies/{policy}:act".replace("//v1", "/v1")
         act(http, policy)

@@ -153,6 +153,7 @@ def headstart(service, *arguments):
     return subprocess.run([HEADSTART, *arguments], env=environ, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.databases("sqlite")
 def test_the_command_line_tells_the_same_story(service, tmp_path):
     sampled = headstart(service, "families", "sample", "cartpole-physics", "--count", "2", "--json")
     assert sampled.returncode == 0, sampled.stderr
@@ -196,6 +197,7 @@ def test_a_policy_is_trained_on_published_and_trained_on_again(client, version):
     assert [each.state for each in many] == ["succeeded"] * 2
 
 
+@pytest.mark.databases("sqlite")
 def test_the_command_line_trains_on_and_publishes(service):
     task = json.dumps(CARTPOLE)
     made = headstart(
@@ -226,6 +228,7 @@ def test_the_command_line_trains_on_and_publishes(service):
 EVALUATED = ("--method", "inner-loop", "--steps", "2", "--episodes", "4", "--seeds", "2", "--count", "4")
 
 
+@pytest.mark.databases("sqlite")
 def test_versions_are_evaluated_and_a_pipeline_goes_by_the_verdict(service, client, version, tmp_path):
     client.aliases.set("story", "champion", version)
     subjects = (version.reference, "story@champion")
@@ -252,6 +255,7 @@ def test_versions_are_evaluated_and_a_pipeline_goes_by_the_verdict(service, clie
     assert f"LEAKAGE: {version.reference} was trained on 4 of the 4 held-out tasks" in done.stderr
 
 
+@pytest.mark.databases("sqlite")
 def test_a_run_is_watched_at_a_terminal_and_by_a_program(service, client):
     stop = {"iterations": 12}
     run = client.runs.create("watched", tasks={"family": "cartpole-reversed"}, **SMALL | {"stop": stop})
@@ -284,6 +288,7 @@ def test_a_run_is_watched_at_a_terminal_and_by_a_program(service, client):
     assert (told.returncode, ended["state"], told.stderr) == (0, "succeeded", "")
 
 
+@pytest.mark.databases("sqlite")
 def test_the_command_line_says_by_its_exit_code_what_went_wrong(service):
     assert headstart(service, "tasks", "get", "nobody").returncode == 1
     assert headstart(service, "tasks", "gett", "nobody").returncode == 2

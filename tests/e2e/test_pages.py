@@ -1,4 +1,8 @@
-"""docs/ci.md and the workflow that it shows, as a pipeline runs them: in a shell, with a key of its own."""
+"""Pages of the documentation do what they say, against one running service.
+
+docs/ci.md and the workflow that it shows, as a pipeline runs them: in a shell, with a key of its own; the blocks of
+docs/client.md as one program.
+"""
 
 import json
 import os
@@ -12,9 +16,13 @@ import pytest
 import yaml
 from headstart_client.definitions import read_definitions
 
+# What is applied at once is shown on each database by tests/app/test_apply.py.
+pytestmark = pytest.mark.databases("sqlite")
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs/examples"
 CI = (ROOT / "docs/ci.md").read_text()
+CLIENT = (ROOT / "docs/client.md").read_text()
 WORKFLOW = yaml.safe_load((EXAMPLES / "headstart.yml").read_text())
 
 
@@ -113,3 +121,22 @@ def test_the_examples_read_as_json_readers_would_have_it():
     definitions = read_definitions([str(EXAMPLES / "tasks.yaml")])
     assert [each.body["name"] for each in definitions.tasks][-1] == "cart-long-reversed"
     assert len({json.dumps(each.body["parameters"]) for each in definitions.tasks}) == 4
+
+
+def test_every_block_of_the_page_about_the_client_runs(service, tmp_path):
+    program = tmp_path / "page.py"
+    found = re.findall(r"^```python\n(.*?)^```$", CLIENT, re.MULTILINE | re.DOTALL)
+    assert len(found) == CLIENT.count("```") // 2
+    program.write_text("\n".join(found))
+    key = service.settings.admin_key_file.read_text().strip()
+    environ = os.environ | {"HEADSTART_URL": str(service.http.base_url), "HEADSTART_API_KEY": key}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[('/observations/0', 'must hold 4 numbers, not 1')]"
