@@ -63,6 +63,7 @@ def test_a_reward_may_be_told_again_but_not_changed(client, database):
     assert "has the reward 1 already" in changed.json()["detail"]
 
 
+@pytest.mark.databases("sqlite")
 def test_rewards_that_cannot_be_are_refused(client, database):
     event = record(database, begin(client))
     assert reward(client, "nothing").status_code == 404
@@ -73,6 +74,7 @@ def test_rewards_that_cannot_be_are_refused(client, database):
     assert reward(client, event).status_code == 200
 
 
+@pytest.mark.databases("sqlite")
 def test_recorded_actions_teach_the_policy(client, idle):
     """A bandit with two arms, of which the first pays."""
     adaptation = begin(client, method=METHOD | {"steps": 5, "episodes": 40, "learning_rate": 3.0})

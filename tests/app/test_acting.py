@@ -33,6 +33,9 @@ from models.checkpoint import numpy_params
 from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
 
+# What a policy answers comes from its file; the rows that lead there are the same on every database.
+pytestmark = pytest.mark.databases("sqlite")
+
 KINDS = (POLICY, WIDER, TORQUE)
 
 
@@ -48,6 +51,7 @@ def act(client: Client, policy: str, **body: object) -> dict[str, list[float]]:
     return response.json()
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_the_answer_is_that_of_the_policy_itself(client: Client, policy: str) -> None:
     rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
     answer = act(client, policy, observations=rows.tolist())
@@ -58,6 +62,7 @@ def test_the_answer_is_that_of_the_policy_itself(client: Client, policy: str) ->
     assert answer["policy"] == policy
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_bare_version_acts_too(app: FastAPI, client: Client) -> None:
     store_version(app)
     response = client.post("/v1/models/cartpole/versions/1:act", json={"observations": [OBSERVATION]})
@@ -149,6 +154,7 @@ def test_the_kind_of_a_body_is_read_as_http_writes_it(client: Client, policy: st
     assert response.status_code == status
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_acting_needs_a_key_that_may_act(client: Client, policy: str) -> None:
     path = f"/v1/policies/{policy}:act"
     body = {"observations": [OBSERVATION]}
@@ -158,6 +164,7 @@ def test_acting_needs_a_key_that_may_act(client: Client, policy: str) -> None:
         assert client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code == status
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_an_unknown_policy_is_not_found_and_an_expired_or_deleted_one_is_gone(app: FastAPI, client: Client) -> None:
     deleted = store_policy(app)
     assert client.delete(f"/v1/policies/{deleted}").status_code == 204
@@ -291,6 +298,7 @@ def fleet(client: Client, pairs: list[tuple[str, list[float]]], **options: objec
     return response.json()
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_fleet_is_answered_as_its_policies_are_one_by_one(app: FastAPI, client: Client) -> None:
     rng = np.random.default_rng(0)
     kinds = [(store_policy(app, seed, policy=kind), kind.observation_size) for seed in range(6) for kind in KINDS]

@@ -110,6 +110,7 @@ LEARNER_OPTIONS = {"cavia": {"inner_learning_rate": 5.0}, "meta-sgd": {"rates": 
 
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.usefixtures("worker")
+@pytest.mark.databases("sqlite")
 def test_every_learner_goes_from_a_run_over_a_version_to_a_policy_that_acts(client, settings, store, name):
     learner = {"name": name, "tasks_per_iteration": 2, "episodes_per_task": 2} | LEARNER_OPTIONS.get(name, {})
     policy = {"hidden": [4], "context_size": 2 if name == "cavia" else 0}
@@ -149,6 +150,7 @@ def test_every_learner_goes_from_a_run_over_a_version_to_a_policy_that_acts(clie
 
 
 @pytest.mark.usefixtures("worker")
+@pytest.mark.databases("sqlite")
 def test_a_rate_for_each_step_is_one_of_the_methods_options(client, version, learner):
     method = METHOD | {"learning_rate": [0.5, 0.05]}
     body = adapt_to(client, method=method).json()
@@ -158,6 +160,7 @@ def test_a_rate_for_each_step_is_one_of_the_methods_options(client, version, lea
     assert [point["mean_return"] for point in body["curve"]] == [float(p.mean_return[0]) for p in expected.curve]
 
 
+@pytest.mark.databases("sqlite")
 def test_a_rate_for_a_version_that_has_learned_its_own_is_refused(client, database, store, learner):
     publish(database, store, MetaSGD(MetaSGDConfig(), learner.policy))
     found = problem(adapt_to(client, method=METHOD | {"learning_rate": 0.1}))
@@ -255,6 +258,7 @@ def test_a_repeated_post_with_one_idempotency_key_adapts_once(client, database):
     ],
 )
 @pytest.mark.usefixtures("version")
+@pytest.mark.databases("sqlite")
 def test_an_adaptation_that_cannot_work_is_refused_with_a_pointer(client, changes, pointer, detail):
     found = problem(adapt_to(client, **changes))
     assert pointer in found, found
@@ -288,6 +292,7 @@ def test_the_bytes_of_policies_that_are_gone_are_swept_and_no_others(client, dat
 
 
 @pytest.mark.usefixtures("version", "worker")
+@pytest.mark.databases("sqlite")
 def test_a_policys_file_is_served_by_its_digest(client):
     policy_id = adapt_to(client).json()["policy"]
     path = f"/v1/policies/{policy_id}/files/policy.safetensors"
@@ -307,6 +312,7 @@ def test_adaptations_are_listed_newest_first(client):
     assert client.get("/v1/adaptations/nothing").status_code == 404
 
 
+@pytest.mark.databases("sqlite")
 def test_episodes_that_would_not_fit_in_memory_with_the_policys_size_are_refused(client):
     task = {"environment": "CartPole-v1", "horizon": 100_000}
     method = {"name": "inner-loop", "episodes": 5, "evaluation_episodes": 1}

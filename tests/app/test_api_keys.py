@@ -86,6 +86,7 @@ def test_a_second_start_makes_no_second_key(database, tmp_path):
     "header", [None, "", "Bearer", "Bearer ", "Bearer hs_unknown", "Basic aHM6", "hs_x", "Bearer h\xe9"]
 )
 @pytest.mark.parametrize("path", ["/v1/tasks", "/v1", "/v1/nothing", "/v1/policies/x:act"])
+@pytest.mark.databases("sqlite")
 def test_nothing_under_v1_answers_without_a_key(client, header, path):
     del client.headers["Authorization"]
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
@@ -95,6 +96,7 @@ def test_nothing_under_v1_answers_without_a_key(client, header, path):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.databases("sqlite")
 def test_a_websocket_that_nobody_answers_is_closed(client):
     for path in ("/v1/policies", "/v1/policies/x/streams"):
         with pytest.raises(WebSocketDisconnect), client.websocket_connect(path):
@@ -141,6 +143,7 @@ def test_a_repeated_request_for_a_key_does_not_show_it_again(client):
         ({"owner": "me"}, "/owner"),
     ],
 )
+@pytest.mark.databases("sqlite")
 def test_a_key_that_is_asked_for_wrongly_is_not_made(client, change, pointer):
     answer = client.post("/v1/api-keys", json={"name": "x", "scopes": ["admin"], **change})
     assert answer.status_code == 422

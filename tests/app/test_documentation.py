@@ -36,6 +36,7 @@ def test_describing_the_service_twice_gives_the_same_document(app_without_a_data
     assert json.dumps(app_without_a_database.openapi()) == first
 
 
+@pytest.mark.databases("sqlite")
 def test_every_example_of_a_run_is_accepted_and_every_learner_has_one(client, components):
     assert {example["name"] for example in LEARNER_EXAMPLES} == set(LEARNERS)
     examples = components["NewRun"]["examples"]

@@ -46,6 +46,7 @@ def test_the_better_of_two_versions_is_found_and_everything_is_reported(client, 
     assert method["comparisons"][0]["probability"]["estimate"] == 1.0
 
 
+@pytest.mark.databases("sqlite")
 def test_every_number_follows_from_the_runs_that_are_kept(client, evaluator):
     document = whole(client, evaluated(client, evaluator))
     method, runs = document["result"]["methods"]["inner-loop"], document["runs"]["inner-loop"]
@@ -74,17 +75,20 @@ def test_its_protocol_sent_again_gives_the_same_numbers_although_an_alias_has_mo
     assert whole(client, moved)["runs"] != ours["runs"]
 
 
+@pytest.mark.databases("sqlite")
 def test_two_equal_versions_are_not_told_apart(client, evaluator):
     body = evaluated(client, evaluator, subjects=["good", {"name": "same", "version": "good"}], scratch=False)
     assert body["verdict"] == "no difference shown"
 
 
+@pytest.mark.databases("sqlite")
 def test_one_subject_alone_has_no_verdict(client, evaluator):
     body = evaluated(client, evaluator, subjects=["good"])
     assert body["verdict"] is None
     assert inner_loop(body)["comparisons"][0]["second"] == "scratch"
 
 
+@pytest.mark.databases("sqlite")
 def test_several_methods_and_budgets_are_measured_side_by_side(client, evaluator):
     ppo = {"name": "ppo", "steps": 10, "parallel_episodes": 2, "epochs": 1, "evaluation_episodes": 2}
     methods = [METHOD, ppo | {"environment_steps": 100}, ppo | {"episodes": 4}]
@@ -114,6 +118,7 @@ def test_policies_are_evaluated_like_versions(client, evaluator, settings):
     assert warned(body, "only tuned was trained on these tasks")
 
 
+@pytest.mark.databases("sqlite")
 def test_the_multitask_baseline_is_a_version_of_that_learner(client, evaluator, database, store):
     publish(database, store, "pretrained", 0.5, Multitask, MultitaskConfig())
     body = evaluated(client, evaluator, multitask="pretrained", subjects=["bad"])
@@ -155,6 +160,7 @@ def test_the_multitask_baseline_is_a_version_of_that_learner(client, evaluator, 
         ({"surplus": 1}, "/surplus", "unknown field"),
     ],
 )
+@pytest.mark.databases("sqlite")
 def test_an_evaluation_that_cannot_be_is_refused_with_a_pointer(client, changes, pointer, detail):
     found = refused(client, **changes)
     assert found[0] == pointer
@@ -204,6 +210,7 @@ def test_the_files_are_served_with_their_kinds_once_it_has_succeeded(client, eva
     assert damaged.json()["type"] == "/problems/corrupt"
 
 
+@pytest.mark.databases("sqlite")
 def test_one_whose_rewards_cannot_be_summed_fails_and_says_whose_run_and_which_task_it_was(client, evaluator):
     reward = {"expression": "log(next_observation[0])"}  # not a number on the left of the origin
     task = {"environment": "Navigation2D-v0", "reward": reward, "horizon": 10, "name": "right-only"}
@@ -215,6 +222,7 @@ def test_one_whose_rewards_cannot_be_summed_fails_and_says_whose_run_and_which_t
     assert ended["error"]["detail"].startswith("bad: the reward became NaN or infinite in right-only")
 
 
+@pytest.mark.databases("sqlite")
 def test_evaluations_need_their_scope(client):
     key = client.post("/v1/api-keys", json={"name": "reader", "scopes": ["models:read"]}).json()["key"]
     response = client.post("/v1/evaluations", json=ASKED, headers={"Authorization": f"Bearer {key}"})

@@ -55,6 +55,7 @@ def problem(response):
 
 
 @pytest.mark.parametrize(("method", "task", "policy"), METHODS.values(), ids=METHODS)
+@pytest.mark.databases("sqlite")
 def test_a_new_policy_is_trained_measured_and_acts(client, idle, method, task, policy):
     asked = ask(client, task, method, policy)
     assert (asked["state"], asked["policy"], asked["curve"]) == ("queued", None, None)
@@ -142,6 +143,7 @@ def test_work_that_stops_in_the_middle_ends_as_if_it_had_not(client, settings, s
 
 
 @pytest.mark.parametrize("method", [PPO, {"name": "inner-loop", "episodes": 3, "steps": 2}], ids=lambda m: m["name"])
+@pytest.mark.databases("sqlite")
 def test_many_at_once_come_out_as_each_alone(client, idle, method):
     tasks = [CARTPOLE | {"parameters": {"length": length}} for length in (0.4, 0.5, 0.6)]
     body = {"model": None, "policy": SMALL, "method": method, "tasks": [*tasks, PENDULUM], "seed": 5}
@@ -292,11 +294,13 @@ def test_a_queued_one_is_cancelled_at_once(client, idle):
     ],
     ids=str,
 )
+@pytest.mark.databases("sqlite")
 def test_what_cannot_work_is_refused_with_its_place(client, changes, pointer, detail):
     body = {"model": None, "task": CARTPOLE, "method": PPO, "policy": SMALL} | changes
     assert detail in problem(client.post("/v1/adaptations", json=body))[pointer]
 
 
+@pytest.mark.databases("sqlite")
 def test_a_policy_that_does_not_fit_the_task_is_refused_with_both_named(client, idle):
     first = ask(client)
     idle.work_once()
@@ -319,6 +323,7 @@ def test_of_many_at_once_every_task_at_fault_is_named_and_none_is_begun(client):
     assert client.get("/v1/adaptations").json()["adaptations"] == []
 
 
+@pytest.mark.databases("sqlite")
 def test_seeds_of_many_at_once_must_all_be_seeds(client):
     body = {"model": None, "policy": SMALL, "method": PPO, "tasks": [CARTPOLE] * 2}
     path = "/v1/adaptations:batchCreate"

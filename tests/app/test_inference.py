@@ -101,6 +101,7 @@ def test_a_caller_that_goes_away_takes_nobody_elses_policy_with_it(
     assert value(run(work)) == pytest.approx(value_of(0), abs=1e-5)
 
 
+@pytest.mark.databases("sqlite")
 def test_the_least_recently_used_make_room_and_come_back_on_demand(database: Database, store: ArtefactStore) -> None:
     bank = PolicyBank(database, store, 3 * SIZE)
     names = [put_policy(database, store, seed) for seed in range(5)]
@@ -117,6 +118,7 @@ def test_the_least_recently_used_make_room_and_come_back_on_demand(database: Dat
     run(work)
 
 
+@pytest.mark.databases("sqlite")
 def test_more_policies_at_once_than_there_is_room_for_are_all_right(database: Database, store: ArtefactStore) -> None:
     bank = PolicyBank(database, store, 3 * SIZE)
     names = [put_policy(database, store, seed) for seed in range(8)]
@@ -132,6 +134,7 @@ def test_more_policies_at_once_than_there_is_room_for_are_all_right(database: Da
     run(work)
 
 
+@pytest.mark.databases("sqlite")
 def test_memory_is_bounded_whatever_architectures_come(database: Database, store: ArtefactStore) -> None:
     capacity = 40 * SIZE
     bank = PolicyBank(database, store, capacity)
@@ -199,6 +202,7 @@ def test_a_policy_is_never_half_old_and_half_new(bank: PolicyBank, database: Dat
     run(work)
 
 
+@pytest.mark.databases("sqlite")
 def test_a_standing_fleet_is_moved_together_once(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
     names = [put_policy(database, store, seed) for seed in range(200)]
     standing = names[::13]
@@ -229,6 +233,7 @@ def test_a_standing_fleet_is_moved_together_once(bank: PolicyBank, database: Dat
     run(work)
 
 
+@pytest.mark.databases("sqlite")
 def test_nothing_keeps_what_was_evicted_in_memory(database: Database, store: ArtefactStore) -> None:
     bank = PolicyBank(database, store, 8 * SIZE)
     names = [put_policy(database, store, seed) for seed in range(24)]
@@ -309,6 +314,7 @@ def test_a_fetch_that_looked_too_early_is_made_again(
     run(work)
 
 
+@pytest.mark.databases("sqlite")
 def test_one_policy_may_be_asked_most_of_the_time(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
     names = [put_policy(database, store, seed) for seed in range(3)]
     wanted = [0] * 300 + [1, 2] * 3 + [0] * (MOST_TOGETHER - 306)
@@ -322,6 +328,7 @@ def test_one_policy_may_be_asked_most_of_the_time(bank: PolicyBank, database: Da
     run(work)
 
 
+@pytest.mark.databases("sqlite")
 def test_bytes_that_were_changed_are_never_served(bank: PolicyBank, database: Database, store: ArtefactStore) -> None:
     policy = put_policy(database, store)
     [path] = [path for path in store.folder.glob("*/*") if path.is_file()]

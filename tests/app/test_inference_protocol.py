@@ -24,6 +24,9 @@ from app.protocol.tensors import DATATYPES
 from app.registry.aliases import set_alias
 from models.policy import Policy
 
+# What a policy answers comes from its file; what is looked up is shown on each database.
+pytestmark = pytest.mark.databases("sqlite")
+
 GUIDE = Path(__file__).parents[2] / "docs/inference-protocol.md"
 KINDS: dict[str, Policy] = {"discrete": POLICY, "continuous": TORQUE}
 DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
@@ -162,6 +165,7 @@ def test_some_of_the_outputs_may_be_asked_for_each_in_its_own_form(
     assert "id" not in everything.get_response()
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_versions_are_models_by_number_by_alias_and_the_newest(
     app: FastAPI,
     triton: InferenceServerClient,
@@ -203,6 +207,7 @@ def refused(ask: Callable[[], object]) -> InferenceServerException:
     return raised.value
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_policys_versions_are_its_revisions_of_which_the_newest_is_served(
     app: FastAPI, triton: InferenceServerClient, infer: Callable[..., InferResult], headers: dict[str, str]
 ) -> None:
@@ -251,6 +256,7 @@ def test_the_server_says_what_it_is_and_what_its_models_take(
         }
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_the_index_lists_versions_and_then_policies_in_pages(
     app: FastAPI, triton: InferenceServerClient, headers: dict[str, str], server_url: str
 ) -> None:
@@ -400,6 +406,7 @@ def test_other_inputs_outputs_and_parameters_are_refused(
         assert words in error.message()
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_policies_that_are_not_there_and_keys_that_may_not_are_told(
     app: FastAPI,
     triton: InferenceServerClient,

@@ -19,6 +19,9 @@ from models.checkpoint import numpy_params
 from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
 
+# Bodies, errors and load are the same on every database.
+pytestmark = pytest.mark.databases("sqlite")
+
 BINARY = "application/octet-stream"
 
 
@@ -214,6 +217,7 @@ def test_an_observation_whose_answer_is_no_number_is_refused(app: FastAPI, clien
 # Errors, of all that is under /v2.
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_every_error_is_one_of_the_protocol_and_a_problem(app: FastAPI, client: Client, policy: str) -> None:
     body = {"inputs": [tensor()]}
     path = f"/v2/models/{policy}/infer"
@@ -237,6 +241,7 @@ def test_every_error_is_one_of_the_protocol_and_a_problem(app: FastAPI, client: 
     assert "error" not in client.get("/v1/policies/nobody").json()
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_health_needs_no_key_and_all_else_any(client: Client, policy: str) -> None:
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert client.get(path, headers={"authorization": ""}).status_code == 200

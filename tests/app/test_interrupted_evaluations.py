@@ -71,6 +71,7 @@ def test_one_that_lost_its_worker_goes_on_from_its_checkpoint(client, settings, 
 
 
 @pytest.mark.parametrize("saved", [None, {"code_version": "0.0.1", "runs": {"0/0/held_out/0/0": []}}])
+@pytest.mark.databases("sqlite")
 def test_a_checkpoint_that_is_damaged_or_of_other_code_is_measured_again(client, evaluator, database, store, saved):
     asked = ask(client)
     sha256 = "0" * 64 if saved is None else store.put(json.dumps(saved).encode())[0]

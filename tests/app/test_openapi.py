@@ -229,6 +229,7 @@ def against_the_document(operation: dict[str, Any], response: Response) -> list[
     return faults(documented["content"]["application/json"]["schema"], response.json())
 
 
+@pytest.mark.databases("sqlite")
 def test_every_example_of_a_request_is_accepted_and_answered_as_documented(
     client: Client, places: dict[str, str]
 ) -> None:
@@ -248,6 +249,7 @@ def test_every_example_of_a_request_is_accepted_and_answered_as_documented(
     assert {name: what for name, what in wrong.items() if what} == {}
 
 
+@pytest.mark.databases("sqlite")
 def test_every_get_is_answered_as_documented(client: Client, places: dict[str, str]) -> None:
     wrong = {}
     for path, methods in DOCUMENT["paths"].items():
@@ -257,6 +259,7 @@ def test_every_get_is_answered_as_documented(client: Client, places: dict[str, s
     assert {name: what for name, what in wrong.items() if what} == {}
 
 
+@pytest.mark.databases("sqlite")
 def test_what_can_be_compared_of_the_examples_is_what_a_service_answers(client: Client) -> None:
     assert client.get(f"/v1/environments/{ENVIRONMENT['id']}").json() == ENVIRONMENT
     family = client.get(f"/v1/task-families/{FAMILY['name']}").json()

@@ -5,6 +5,9 @@ import time
 import httpx
 import pytest
 
+# Most is refused before any database hears of it.
+pytestmark = pytest.mark.databases("sqlite")
+
 TASK = {"environment": "CartPole-v1"}
 JSON = {"Content-Type": "application/json"}
 
@@ -53,6 +56,7 @@ def errors_of(response, status=422):
         (b"", 422),
     ],
 )
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_body_that_cannot_be_read_or_kept_is_a_problem(client, body, status):
     problem_of(client.post("/v1/tasks", content=body, headers=JSON), status)
     assert client.get("/v1/tasks").json()["tasks"] == []
@@ -134,6 +138,7 @@ def test_a_body_that_is_called_json_is_read(client, kind):
 @pytest.mark.parametrize(
     "path", ["/v1/nothing", "/v1/tasks/nobody", "/nothing", "/v1/tasks/", "/v1/models/x/versions/1"]
 )
+@pytest.mark.databases("sqlite", "postgresql")
 def test_what_is_not_there_is_a_problem(client, path):
     problem_of(client.get(path), 404)
 
@@ -145,11 +150,13 @@ def test_a_method_that_a_path_does_not_take_is_a_problem(client):
 
 
 @pytest.mark.parametrize("path", ["/v1/tasks/a%00b", "/v1/tasks?family=%00", "/v1/models/" + "m" * 3000])
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_url_that_no_database_takes_is_a_problem(client, path):
     problem_of(client.get(path), 400)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "1e3", "99999999999", "1" * 500, "x", "١"])
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_version_number_that_is_none_is_not_found(client, number):
     problem_of(client.get(f"/v1/models/m/versions/{number}"), 404)
 
@@ -233,6 +240,7 @@ def test_openapi_is_public_and_says_how_to_authenticate(client):
     assert "create_task" in names
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_health_is_public(client):
     assert client.get("/v2/health/live", headers={"Authorization": ""}).json() == {"live": True}
     assert client.get("/v2/health/ready", headers={"Authorization": ""}).json() == {"ready": True}

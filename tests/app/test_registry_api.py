@@ -162,6 +162,7 @@ def test_lineage_says_where_a_version_comes_from(app, client, publish):
 FILE = "/v1/models/cartpole/versions/1/files/parameters.safetensors"
 
 
+@pytest.mark.databases("sqlite")
 def test_a_file_comes_with_its_digest_as_etag(client, publish):
     publish()
     answer = client.get(FILE)
@@ -174,6 +175,7 @@ def test_a_file_comes_with_its_digest_as_etag(client, publish):
     assert manifest.json() == {"format": 1}
 
 
+@pytest.mark.databases("sqlite")
 def test_a_file_that_the_caller_has_is_not_sent_again(client, publish):
     publish()
     etag = client.get(FILE).headers["ETag"]
@@ -195,6 +197,7 @@ def test_a_file_that_the_caller_has_is_not_sent_again(client, publish):
         ("bytes=2040-99999", 2040, 2048),
     ],
 )
+@pytest.mark.databases("sqlite")
 def test_a_part_of_a_file_is_sent(client, publish, asked, start, stop):
     publish()
     answer = client.get(FILE, headers={"Range": asked})
@@ -204,6 +207,7 @@ def test_a_part_of_a_file_is_sent(client, publish, asked, start, stop):
 
 
 @pytest.mark.parametrize("asked", ["bytes=2048-", "bytes=5000-6000", "bytes=-0"])
+@pytest.mark.databases("sqlite")
 def test_a_part_beyond_the_end_is_refused(client, publish, asked):
     publish()
     answer = client.get(FILE, headers={"Range": asked})
@@ -212,12 +216,14 @@ def test_a_part_beyond_the_end_is_refused(client, publish, asked):
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "items=0-5", "bytes=", "bytes=-", "bytes=9-2", "0-5", "bytes=a-b"])
+@pytest.mark.databases("sqlite")
 def test_a_range_that_is_not_understood_gives_the_whole_file(client, publish, asked):
     publish()
     answer = client.get(FILE, headers={"Range": asked})
     assert (answer.status_code, answer.content) == (200, CONTENT)
 
 
+@pytest.mark.databases("sqlite")
 def test_a_range_of_another_version_of_the_file_gives_the_whole_file(client, publish):
     publish()
     etag = client.get(FILE).headers["ETag"]
@@ -225,6 +231,7 @@ def test_a_range_of_another_version_of_the_file_gives_the_whole_file(client, pub
     assert client.get(FILE, headers={"Range": "bytes=0-9", "If-Range": '"old"'}).content == CONTENT
 
 
+@pytest.mark.databases("sqlite")
 def test_head_says_the_same_without_the_bytes(client, publish):
     publish()
     head, get = client.head(FILE), client.get(FILE)
@@ -275,6 +282,7 @@ def test_an_alias_to_a_version_that_is_none_is_refused(client, publish, version)
 
 
 @pytest.mark.parametrize("alias", ["Champion", "a b", "-a", "a" * 129, "1:rollback"])
+@pytest.mark.databases("sqlite")
 def test_an_alias_is_a_name(client, publish, alias):
     publish()
     assert put(client, 1, alias).status_code == 422

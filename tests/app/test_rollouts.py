@@ -26,6 +26,9 @@ from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
 from models.tasks import define_task, environment_of
 
+# Episodes and films are computed; only what they are computed of is looked up.
+pytestmark = pytest.mark.databases("sqlite")
+
 MODULE = "gymnasium_samples"
 SHORT = 25
 
@@ -159,6 +162,7 @@ def test_the_answer_says_what_the_episodes_follow_from(client: Client, adapt: Ad
     assert body == {"policy": policy, "task": task, "seed": 2**63 - 1, "deterministic": False}
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_another_task_is_played_by_name_or_id(client: Client, adapt: Adapt) -> None:
     policy = adapt("CartPole-v1")
     definition = {"name": "short", "environment": "CartPole-v1", "horizon": 3, "reward": {"expression": "reward + 1"}}
@@ -271,6 +275,7 @@ def test_what_is_missing_on_the_server_is_a_501_that_names_it(client: Client, ad
     assert "headstart[video]" in response.json()["detail"]
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_policy_that_is_unknown_is_not_found_and_one_that_is_over_is_gone(
     client: Client, app: FastAPI, adapt: Adapt
 ) -> None:
@@ -283,6 +288,7 @@ def test_a_policy_that_is_unknown_is_not_found_and_one_that_is_over_is_gone(
             assert roll_out(client, policy, format=format).status_code == status
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_who_may_not_act_may_not_roll_out(client: Client, adapt: Adapt) -> None:
     policy = adapt("CartPole-v1")
     for scope, status in (("tasks:write", 403), ("policies:act", 200)):

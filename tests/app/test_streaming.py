@@ -17,6 +17,9 @@ from policies_to_act_with import OBSERVATION, TORQUE, delete, revise, store_poli
 if TYPE_CHECKING:
     from starlette.testclient import TestClient, WebSocketTestSession
 
+# Messages and what is computed of them are the same on every database.
+pytestmark = pytest.mark.databases("sqlite")
+
 
 @pytest.fixture
 def policy(app: FastAPI, client: TestClient) -> str:
@@ -49,6 +52,7 @@ def close_code(stream: WebSocketTestSession) -> int:
     return message["code"]
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_stream_answers_as_act_does(client: TestClient, policy: str, stream: WebSocketTestSession) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 4)).tolist()
     expected = act(client, policy, observations=rows)
@@ -152,6 +156,7 @@ def test_the_key_may_come_in_the_first_message_but_never_in_the_url(
         assert close_code(stream) == 4401
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_key_needs_the_scope_and_counts_no_longer_once_it_is_revoked(
     app: FastAPI, client: TestClient, policy: str
 ) -> None:
@@ -167,12 +172,14 @@ def test_a_key_needs_the_scope_and_counts_no_longer_once_it_is_revoked(
             assert close_code(stream) == code
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_stream_of_a_policy_that_is_not_there_is_closed_with_the_reason(app: FastAPI, client: TestClient) -> None:
     for policy, code in (("nobody", 4404), (store_policy(app, ttl_s=-1), 4410)):
         with client.websocket_connect(f"/v1/policies/{policy}/stream") as stream:
             assert close_code(stream) == code
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_stream_takes_a_new_revision_and_ends_with_its_policy(
     app: FastAPI, client: TestClient, policy: str, stream: WebSocketTestSession
 ) -> None:

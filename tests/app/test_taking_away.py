@@ -25,6 +25,9 @@ from models.learners.meta_sgd import MetaSGD, MetaSGDConfig
 from models.policy import Policy, PolicyConfig
 from models.types import Params
 
+# Files are made of artefacts; only what does not stand is looked up.
+pytestmark = pytest.mark.databases("sqlite")
+
 NAVIGATION = ENVIRONMENTS["Navigation2D-v0"]
 POLICY = Policy(
     PolicyConfig((8,), "gelu", normalise_observations=True), NAVIGATION.observation_space, NAVIGATION.action_space
@@ -123,6 +126,7 @@ def test_a_file_is_served_by_the_digest_of_its_bytes(client: Client, subject: st
     assert client.get(path, headers={"Range": f"bytes={len(file.content)}-"}).status_code == 416
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_only_what_is_stored_is_listed(client: Client, policy: str, version: str) -> None:
     assert [file["name"] for file in client.get(policy).json()["files"]] == ["policy.safetensors"]
     assert [file["name"] for file in client.get(version).json()["files"]] == [MANIFEST_FILE, PARAMETERS_FILE]
@@ -157,6 +161,7 @@ def test_a_version_whose_manifest_was_changed_is_not_made_a_file_of(app: FastAPI
         assert sha256 in answer.json()["detail"]
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_policy_that_an_older_service_stored_acts_and_is_exported(app: FastAPI, client: Client, policy: str) -> None:
     older = put_policy(app, save_params(some_params()))
     for name, value in answer_of(client, policy).items():
@@ -171,6 +176,7 @@ def test_a_policy_that_an_older_service_stored_acts_and_is_exported(app: FastAPI
 
 
 @pytest.mark.usefixtures("version")
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_policy_that_was_adapted_says_in_its_file_what_it_is(client: Client, settings) -> None:
     task = {"environment": "Navigation2D-v0", "horizon": 5}
     method = {"name": "inner-loop", "steps": 1, "episodes": 2, "evaluation_episodes": 1}
@@ -187,6 +193,7 @@ def test_a_policy_that_was_adapted_says_in_its_file_what_it_is(client: Client, s
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.databases("sqlite", "postgresql")
 def test_what_does_not_stand_has_no_files(app: FastAPI, client: Client, policy: str, name: str) -> None:
     with app.state.database.transaction() as session:
         session.get(tables.Policy, policy.rpartition("/")[2]).deleted_at = now()

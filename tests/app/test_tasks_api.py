@@ -33,6 +33,7 @@ def every(client, path, member):
             return items
 
 
+@pytest.mark.databases("sqlite")
 def test_environments_say_what_their_tasks_may_set(client):
     listed = {each["id"]: each for each in client.get("/v1/environments").json()["environments"]}
     assert list(listed) == sorted(ENVIRONMENTS)
@@ -72,6 +73,7 @@ def test_whole_numbers_stay_whole_on_their_way_through_the_api(client):
     assert {type(task["parameters"]["instance"]) for task in first} == {int}
 
 
+@pytest.mark.databases("sqlite")
 def test_environments_come_in_pages(client):
     ids = [e["id"] for e in every(client, "/v1/environments?page_size=1", "environments")]
     assert ids == sorted(ENVIRONMENTS)
@@ -256,6 +258,7 @@ def test_the_last_page_has_no_token_also_when_it_is_full(client):
     "token",
     ["x", "!!!", "é", "W10", "e30", "bnVsbA", "WyJhIiwiYiJd", "WzEsICJiIl0", "W1tbW1tb", "AAAA", "a" * 4000],
 )
+@pytest.mark.databases("sqlite")
 def test_a_page_token_that_is_none_is_refused(client, token):
     assert client.get("/v1/tasks", params={"page_token": token}).status_code == 400
 
@@ -340,6 +343,7 @@ def test_requests_at_once_for_one_family_make_one(client):
         ({"preset": True}, "/preset"),
     ],
 )
+@pytest.mark.databases("sqlite")
 def test_a_family_that_is_wrong_is_pointed_at(client, change, pointer):
     answer = client.post("/v1/task-families", json={**FAMILY, **change})
     assert answer.status_code == 422
@@ -392,6 +396,7 @@ def test_a_family_of_few_tasks_gives_one_of_them_in_many_places(client):
         ({"count": 1, "split": "all"}, "/split"),
     ],
 )
+@pytest.mark.databases("sqlite")
 def test_a_wrong_sample_is_pointed_at(client, body, pointer):
     assert pointer in [error["pointer"] for error in sample(client, expected=422, **body)["errors"]]
 

@@ -309,6 +309,7 @@ def test_an_endpoint_with_transactions_of_its_own_is_answered_once_too(client, n
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "a\tb", "kéy"])
+@pytest.mark.databases("sqlite")
 def test_a_key_that_is_no_word_is_refused(client, names, key):
     headers = {"Idempotency-Key": key.encode("latin-1")}
     assert client.post("/v1/test/models", json={"name": "m"}, headers=headers).status_code == 400

@@ -147,6 +147,7 @@ CARTPOLE_FAULTS = {
 
 
 @pytest.mark.parametrize(("changes", "pointer", "detail"), CARTPOLE_FAULTS.values(), ids=CARTPOLE_FAULTS)
+@pytest.mark.databases("sqlite")
 def test_an_episode_that_cannot_be_is_refused_with_its_place_and_nothing_is_stored(
     client, database, changes, pointer, detail
 ):
@@ -167,6 +168,7 @@ NUMBER_FAULTS = {
 
 
 @pytest.mark.parametrize(("changes", "pointer", "detail"), NUMBER_FAULTS.values(), ids=NUMBER_FAULTS)
+@pytest.mark.databases("sqlite")
 def test_an_episode_whose_numbers_cannot_be_is_refused_with_its_place(client, changes, pointer, detail):
     adaptation = begin(client, NAVIGATION)
     found = problem(upload(client, adaptation, [NUMBERS | changes]))
@@ -175,6 +177,7 @@ def test_an_episode_whose_numbers_cannot_be_is_refused_with_its_place(client, ch
     assert upload(client, adaptation, [NUMBERS | {"log_probs": [2.5]}]).status_code == 200
 
 
+@pytest.mark.databases("sqlite")
 def test_what_is_no_json_of_episodes_is_refused(client):
     adaptation = begin(client)
     path = f"/v1/adaptations/{adaptation['id']}/episodes"
@@ -192,6 +195,7 @@ def test_what_is_no_json_of_episodes_is_refused(client):
     assert client.post("/v1/adaptations/nothing/episodes", json={"episodes": [EPISODE]}).status_code == 404
 
 
+@pytest.mark.databases("sqlite")
 def test_many_faults_are_told_at_once(client):
     adaptation = begin(client)
     bad = [EPISODE | {"id": f"{i}", "rewards": [1.0], "revision": 3} for i in range(3)]

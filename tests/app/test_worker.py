@@ -156,6 +156,7 @@ def test_without_held_out_tasks_the_version_is_the_last_iteration(database, stor
     assert about["metrics"] == run.metrics
 
 
+@pytest.mark.databases("sqlite")
 def test_a_run_stops_when_training_tasks_are_solved_ever_better_than_held_out_ones(database, worker):
     stop = {"iterations": 12, "gap": {"above": 0.0, "evaluations": 1}}
     run_id = queue(database, evaluation={"tasks": 2, "every_iterations": 1, "episodes": 2}, stop=stop)
@@ -167,6 +168,7 @@ def test_a_run_stops_when_training_tasks_are_solved_ever_better_than_held_out_on
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.databases("sqlite")
 def test_a_run_that_asks_for_a_device_that_its_worker_lacks_fails_with_the_reason(database, worker):
     run_id = queue(database, device="cuda")
     worker.work_once()
@@ -175,6 +177,7 @@ def test_a_run_that_asks_for_a_device_that_its_worker_lacks_fails_with_the_reaso
     assert run.error["detail"].startswith("/device: torch finds no CUDA device")
 
 
+@pytest.mark.databases("sqlite")
 def test_equal_runs_end_in_equal_parameters_and_another_seed_does_not(database, worker):
     runs = [queue(database), queue(database, model="other"), queue(database, seed=1)]
     while worker.work_once():

@@ -49,12 +49,21 @@ DRAWN = [name for name, environment in ENVIRONMENTS.items() if environment.rende
 LOSS = 3.0  # of 255, on average over a picture: H.264 measured below 1.0, a palette below 1.3
 
 
-@pytest.fixture(autouse=True)
-def bridged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
-    bridge.configure([MODULE], timeout_s=20.0)
-    yield
+@pytest.fixture(autouse=True, scope="module")
+def bridged() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent)
+        bridge.configure([MODULE], timeout_s=20.0)
+        yield
+        bridge.configure([])
+
+
+@pytest.fixture
+def new_process() -> Iterator[None]:
+    """What is drawn is drawn by a process that begins in the surroundings of the test."""
     bridge.configure([])
+    yield
+    bridge.configure([MODULE], timeout_s=20.0)
 
 
 class Played:
@@ -171,9 +180,9 @@ def test_a_body_is_drawn_where_its_state_says() -> None:
     assert (steps > 0).all()
 
 
+@pytest.mark.usefixtures("new_process")
 def test_drawing_leaves_nothing_in_the_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     played = Played("HalfCheetah-v5", horizon=2)
-    bridge.configure([])  # a process begins where this one is
     monkeypatch.chdir(tmp_path)
     played.film()
     assert list(tmp_path.iterdir()) == []
@@ -221,8 +230,8 @@ def test_a_renderer_that_fails_is_named_with_what_it_did(how: str, error: type[E
     assert len(Played(f"{MODULE}:Screen-v0", horizon=3).frames()) == 8
 
 
+@pytest.mark.usefixtures("new_process")
 def test_a_machine_without_opengl_is_told_what_mujoco_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    bridge.configure([])  # a process that is there already has its own surroundings
     monkeypatch.setenv("MUJOCO_GL", "none of these")
     played = Played("Hopper-v5", horizon=2)
     with pytest.raises(CannotDraw, match=r"headstart\[video\].* MuJoCo draws with OpenGL .* libEGL"):

@@ -14,7 +14,7 @@ from models.tasks import TaskBatch, define_task
 from models.types import Params, stack_params
 
 SETTINGS: dict[str, MethodConfig] = {
-    "ppo": PPOConfig(environment_steps=6_000, learning_rate=1e-2, epochs=10, evaluation_episodes=2),
+    "ppo": PPOConfig(environment_steps=4_000, learning_rate=1e-2, epochs=10, evaluation_episodes=2),
     "dqn": DQNConfig(
         environment_steps=3_000,
         learning_rate=5e-3,
@@ -25,7 +25,7 @@ SETTINGS: dict[str, MethodConfig] = {
         evaluation_episodes=2,
     ),
     "sac": SACConfig(
-        environment_steps=1_500,
+        environment_steps=1_200,
         learning_rate=5e-3,
         warm_up_steps=64,
         target_rate=0.05,
