@@ -202,12 +202,12 @@ class Acting(ShortPath):
 
     async def _act_large(self, name: str, body: bytes) -> tuple[bytes, Headers]:
         """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
-        request = await self._beside(self._read, body)
+        request = await self.load.beside(self._read, body)
         entry = (await self.bank.load(name, request.revision)).copy()
-        response = await self._beside(self._act_many, name, entry, request)
+        response = await self.load.beside(self._act_many, name, entry, request)
         if request.record:
             response.event_id = await self._record(request, response)
-        return await self._beside(self._writer.encode, response), [_JSON_HEADER]
+        return await self.load.beside(self._writer.encode, response), [_JSON_HEADER]
 
     async def _act_binary(
         self, name: str, sent: Mapping[bytes, bytes], query: bytes, body: bytes
@@ -222,7 +222,7 @@ class Acting(ShortPath):
         generator = self._source(options)
         if len(body) > INLINE_BYTES or is_long(architecture, len(observations)):
             copied = entry.copy()
-            decision = await self._beside(copied.policy.act, observations, generator)
+            decision = await self.load.beside(copied.policy.act, observations, generator)
         else:
             decision = entry.policy.act(observations, generator)
         require_finite(decision)
@@ -236,7 +236,7 @@ class Acting(ShortPath):
     async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, Headers]:
         require_json(sent.get(b"content-type", b""))
         large = len(body) > _INLINE_FLEET_BYTES
-        request = await self._beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
+        request = await self.load.beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
         pairs = request.pairs
         if len(pairs) > MAX_OBSERVATIONS:
             raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} pairs, not more")
@@ -247,7 +247,7 @@ class Acting(ShortPath):
             start += await self._act_some(pairs, start, generator, response)
             if start < len(pairs):
                 await asyncio.sleep(0)
-        content = await self._beside(self._writer.encode, response) if large else self._writer.encode(response)
+        content = await self.load.beside(self._writer.encode, response) if large else self._writer.encode(response)
         return content, [_JSON_HEADER]
 
     def _read_fleet(self, body: bytes) -> FleetActRequest:

@@ -118,7 +118,7 @@ def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -
         import uvicorn
 
         from app.main import create_app
-        from app.streaming import MAX_MESSAGE_BYTES
+        from app.streaming import IDLE_S, MAX_MESSAGE_BYTES
 
     config = uvicorn.Config(
         create_app(settings),
@@ -129,6 +129,8 @@ def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -
         ws_max_size=MAX_MESSAGE_BYTES,
         # A small message costs more to compress than to send, and a large one may be larger than it seems.
         ws_per_message_deflate=False,
+        # A client that reads when it acts, and not between, answers pings late; one that is gone is idle, too.
+        ws_ping_timeout=IDLE_S,
         # Event streams have no end of their own.
         timeout_graceful_shutdown=3,
     )

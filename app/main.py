@@ -179,7 +179,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyMiddleware, bodies=bodies)
     app.add_middleware(AuthenticationMiddleware, keys=keys)
     app.add_middleware(ProblemMiddleware)
-    app.streaming = Streaming(bank, keys, settings.max_in_flight)
+    app.streaming = Streaming(bank, keys, load, settings.max_in_flight)
     app.acting = Acting(bank, keys, database, load)
     app.inferring = Inferring(catalogue, statistics, keys, load)
     return app

@@ -63,6 +63,23 @@ class Load:
         self.in_flight = 0
         self.threads = asyncio.Semaphore(os.cpu_count() or 1)
 
+    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread, few at a time.
+
+        One that nobody waits for any longer goes on to its end, and only then may another begin in its place: else
+        deadlines would let any number of them pile up.
+        """
+        await self.threads.acquire()
+        work = asyncio.create_task(asyncio.to_thread(function, *arguments))
+
+        def end(work: asyncio.Task[T]) -> None:
+            self.threads.release()
+            if not work.cancelled():
+                work.exception()  # taken note of, as there may be nobody who waits for it
+
+        work.add_done_callback(end)
+        return await asyncio.shield(work)
+
 
 class ShortPath(ABC):
     """An ASGI application that answers requests of one kind by the short path.
@@ -125,24 +142,6 @@ class ShortPath(ABC):
                 return await work
         except TimeoutError as error:
             raise Busy(f"there was no answer within {seconds:g} s") from error
-
-    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread, few at a time.
-
-        One that nobody waits for any longer goes on to its end, and only then may another begin in its place: else
-        deadlines would let any number of them pile up.
-        """
-        threads = self.load.threads
-        await threads.acquire()
-        work = asyncio.create_task(asyncio.to_thread(function, *arguments))
-
-        def end(work: asyncio.Task[T]) -> None:
-            threads.release()
-            if not work.cancelled():
-                work.exception()  # taken note of, as there may be nobody who waits for it
-
-        work.add_done_callback(end)
-        return await asyncio.shield(work)
 
     def _source(self, request: Sampling) -> np.random.Generator | None:
         if request.deterministic:

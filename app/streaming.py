@@ -18,6 +18,7 @@ from app.bodies import read_struct, refusal
 from app.errors import BadRequest, Gone, HeadstartError, Invalid, NotFound, Unauthenticated, problem_of
 from app.fleet import TOO_LARGE
 from app.inference import PolicyBank
+from app.short_path import INLINE_BYTES, Load, is_long
 from app.slots import Hot
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -112,12 +113,14 @@ class Streaming:
     Args:
         bank: The policies.
         keys: Who may call.
+        load: What acts beside the event loop.
         max_streams: Open at a time; any more are closed with 1013.
     """
 
-    def __init__(self, bank: PolicyBank, keys: KeyRing, max_streams: int) -> None:
+    def __init__(self, bank: PolicyBank, keys: KeyRing, load: Load, max_streams: int) -> None:
         self.bank = bank
         self.keys = keys
+        self.load = load
         self.first, self.idle = Arrivals(FIRST_S), Arrivals(IDLE_S)
         self._max_streams = max_streams
         self._streams = 0
@@ -153,7 +156,7 @@ class _Stream:
     """One connection; what belongs to an episode, its source of noise, belongs to the connection."""
 
     def __init__(self, streaming: Streaming, policy: str, scope: Scope, receive: Receive, send: Send) -> None:
-        self._bank, self._keys = streaming.bank, streaming.keys
+        self._bank, self._keys, self._load = streaming.bank, streaming.keys, streaming.load
         self._first, self._idle = streaming.first, streaming.idle
         self._policy = policy
         self._headers = scope["headers"]
@@ -184,7 +187,8 @@ class _Stream:
         return event["bytes"] if text is None else text
 
     async def _answer(self, content: str | bytes, *, first: bool = False) -> None:
-        message = self._read_json(content) if isinstance(content, str) else self._read_msgpack(content)
+        large = len(content) > INLINE_BYTES
+        message = await self._load.beside(_read, content) if large else _read(content)
         if first:
             key = message.key if isinstance(message, StreamMessage) else None
             if key is None:
@@ -196,22 +200,6 @@ class _Stream:
             await self._send({"type": "websocket.send", "text": _TO_JSON.encode(answer).decode()})
         else:
             await self._send({"type": "websocket.send", "bytes": _TO_MSGPACK.encode(answer)})
-
-    def _read_json(self, text: str) -> StreamMessage | StreamError:
-        try:
-            return read_struct(_FROM_JSON, text)
-        except BadRequest as error:
-            raise _Closed(_GARBAGE, error.detail) from error
-        except Invalid as error:
-            return StreamError(problem_of(error).body)
-
-    def _read_msgpack(self, content: bytes) -> StreamMessage | StreamError:
-        try:
-            return _FROM_MSGPACK.decode(content)
-        except msgspec.ValidationError as error:
-            return StreamError(problem_of(refusal(str(error), StreamMessage)).body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _Closed(_GARBAGE, f"the message is not msgpack: {error}") from error
 
     async def _act(self, message: StreamMessage | StreamError) -> msgspec.Struct:
         if isinstance(message, StreamError):
@@ -233,7 +221,11 @@ class _Stream:
                     raise Invalid("/observations", "goes without observation")
                 return _one(entry, message.observation, message.policy_actions, generator)
             if message.observations is not None:
-                return _many(entry, message.observations, message.policy_actions, generator)
+                work = message.observations, message.policy_actions, generator
+                if is_long(entry.policy.architecture, len(message.observations)):
+                    # With a policy of its own: it may be replaced meanwhile.
+                    return await self._load.beside(_many, entry.copy(), *work)
+                return _many(entry, *work)
         except HeadstartError as error:
             return StreamError(problem_of(error).body)
         return StreamPolicy(self._policy, entry.revision)
@@ -258,6 +250,28 @@ class _Stream:
             raise _Closed(_NOT_FOUND, error.detail) from error
         except Exception as error:
             raise _Closed(_FAILED, problem_of(error).body["detail"]) from error
+
+
+def _read(content: str | bytes) -> StreamMessage | StreamError:
+    return _read_json(content) if isinstance(content, str) else _read_msgpack(content)
+
+
+def _read_json(text: str) -> StreamMessage | StreamError:
+    try:
+        return read_struct(_FROM_JSON, text)
+    except BadRequest as error:
+        raise _Closed(_GARBAGE, error.detail) from error
+    except Invalid as error:
+        return StreamError(problem_of(error).body)
+
+
+def _read_msgpack(content: bytes) -> StreamMessage | StreamError:
+    try:
+        return _FROM_MSGPACK.decode(content)
+    except msgspec.ValidationError as error:
+        return StreamError(problem_of(refusal(str(error), StreamMessage)).body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _Closed(_GARBAGE, f"the message is not msgpack: {error}") from error
 
 
 def _one(

@@ -79,7 +79,7 @@ class Inferring(ShortPath):
         header_length = sent.get(b"inference-header-content-length")
         large = len(body) > INLINE_BYTES
         question = (
-            await self._beside(read_question, body, header_length) if large else read_question(body, header_length)
+            await self.load.beside(read_question, body, header_length) if large else read_question(body, header_length)
         )
         watch.lap("compute_input")
         served = await self._catalogue.find(name, version, question.parameters.revision)
@@ -90,7 +90,7 @@ class Inferring(ShortPath):
             if large or is_long(architecture, count):
                 # With a policy of its own: it may be replaced meanwhile.
                 copied = served._replace(entry=entry.copy())
-                answer = await self._beside(self._act, copied, question, watch)
+                answer = await self.load.beside(self._act, copied, question, watch)
             else:
                 answer = self._act(served, question, watch)
         except BaseException:

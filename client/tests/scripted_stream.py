@@ -63,16 +63,22 @@ def acted(message: dict[str, Any]) -> dict[str, Any]:
 
 
 class ScriptedStream:
-    """Acts; what is scripted is done in place of the next answers, greetings left out."""
+    """Acts; what is scripted is done in place of the next answers, greetings left out.
 
-    def __init__(self, key: str = "hs_test") -> None:
+    Args:
+        key: The one that may act.
+        **server: How the server is to be, as ``websockets.sync.server.serve`` takes it.
+    """
+
+    def __init__(self, key: str = "hs_test", **server: Any) -> None:
         self.messages: list[dict[str, Any]] = []
         self.handshakes: list[Request] = []
         self.key: str | None = key
         self._script = deque[object]()
         self._refusals = deque[Refuse]()
         self._greetings = deque[object]()
-        self._server: Server = serve(self._serve, "127.0.0.1", 0, process_request=self._handshake, close_timeout=0.5)
+        options = {"process_request": self._handshake, "close_timeout": 0.5} | server
+        self._server: Server = serve(self._serve, "127.0.0.1", 0, **options)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self.url = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
 

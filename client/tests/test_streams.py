@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +215,61 @@ def test_a_late_answer_is_not_taken_for_another_ones(server: ScriptedStream) -> 
         with pytest.raises(ConnectionFailed):
             stream.receive()
         assert stream.receive().values == pytest.approx([4.0])
+
+
+def test_pings_are_answered_while_an_answer_is_awaited() -> None:
+    with (
+        ScriptedStream(ping_interval=0.05, ping_timeout=0.2) as server,
+        Client(server.url, "hs_test") as client,
+        client.policies.stream("p1") as stream,
+    ):
+        server.script(Late(0.6))
+        assert stream.act([1.0]).actions.tolist() == [1]
+
+
+def test_an_interrupted_call_ends_the_stream_which_can_be_opened_again(server: ScriptedStream, client: Client) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with client.policies.stream("p1") as stream:
+            server.script(Late(0.3))
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                stream.act([1.0])
+            with pytest.raises(StreamClosed, match="interrupted"):
+                stream.act([1.0])
+            stream.open()
+            assert stream.act([3.0]).values == pytest.approx([3.0])
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_more_streams_than_a_client_has_other_connections(client: Client) -> None:
+    with contextlib.ExitStack() as opened:
+        streams = [opened.enter_context(client.policies.stream("p1")) for _ in range(120)]
+        assert [stream.act([1.0]).actions.tolist() for stream in streams] == [[1]] * 120
+
+
+def test_what_answers_the_handshake_must_speak_websocket() -> None:
+    def pretend(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n")
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=pretend, args=(listener,))
+        thread.start()
+        with (
+            Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "hs_test", retry=Retry(attempts=1)) as client,
+            pytest.raises(ConnectionFailed, match="does not speak WebSocket"),
+            client.policies.stream("p1"),
+        ):
+            pass
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -488,7 +488,7 @@ def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done
         for _ in range(3 * cores):
             try:
                 async with asyncio.timeout(0.02):
-                    await app.acting._beside(work)
+                    await app.acting.load.beside(work)
             except TimeoutError:
                 timeouts += 1
         return timeouts
@@ -498,7 +498,7 @@ def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done
     assert len(begun) == cores
     release.set()
     with pytest.raises(Invalid):
-        client.portal.call(app.acting._beside, work)
+        client.portal.call(app.acting.load.beside, work)
     assert len(begun) == cores + 1
     gc.collect()
     assert not caplog.records

@@ -65,6 +65,22 @@ def test_a_stream_answers_as_act_does(client: TestClient, policy: str, stream: W
     assert ask(stream, observations=rows)["actions"] == expected["actions"]
 
 
+def test_a_message_that_takes_long_is_answered_alike_and_others_act_meanwhile(
+    app: FastAPI, client: TestClient, policy: str, stream: WebSocketTestSession
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(1000, 4)).tolist()
+    expected = act(client, policy, observations=rows)
+    app.streaming.load.threads = threads = asyncio.Semaphore(0)
+    stream.send_text(json.dumps({"observations": rows}))
+    with client.websocket_connect(f"/v1/policies/{policy}/stream") as other:
+        assert ask(other, observation=rows[0])["action"] == expected["actions"][0]
+    assert client.portal is not None
+    client.portal.call(threads.release)
+    answer = json.loads(stream.receive_text())
+    assert answer["actions"] == expected["actions"]
+    assert answer["values"] == pytest.approx(expected["values"], abs=1e-4)
+
+
 def test_messages_are_answered_in_order_however_many_are_under_way(stream: WebSocketTestSession) -> None:
     rows = np.random.default_rng(0).normal(size=(200, 4)).tolist()
     for row in rows:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from numpy.typing import ArrayLike
 
 from headstart_client._async.transport import AsyncTransport
-from headstart_client.errors import HeadstartError, StreamClosed, Unauthorised
+from headstart_client.errors import StreamClosed, Unauthorised
 from headstart_client.policies import Action
-from headstart_client.sockets import Address, AsyncSocket, async_open_socket
 from headstart_client.streams import MEANINGS, message, read_message, stream_action
 from headstart_client.transport import NO_KEY, segment
+
+if TYPE_CHECKING:
+    from headstart_client._async.sockets import AsyncSocket
 
 
 @final
@@ -35,7 +37,6 @@ class AsyncPolicyStream:
         self._deterministic = deterministic
         self._reopen = reopen
         self._socket: AsyncSocket | None = None
-        self._torn = False
         self._sent = 0
         self._received = 0
         self._awaited = deque[int]()
@@ -80,7 +81,8 @@ class AsyncPolicyStream:
     ) -> Action:
         """Ask for actions and wait for them.
 
-        A call that was interrupted, or was not answered in time, may be made again: its late answer is passed over.
+        A call that was not answered in time, or was cancelled as it waited, may be made again: its late answer is
+        passed over. A stream that an interrupt may have broken says so, with the code 1006.
 
         Args:
             observations: [M, O], or [O] for one, in environment units.
@@ -139,7 +141,7 @@ class AsyncPolicyStream:
         if not self._awaited:
             raise ValueError("every answer has been received")
         data = await self._take(self._awaited[0])
-        # An answer that is late or whose call was interrupted is still to come: the next call receives it.
+        # An answer that is late or whose call was cancelled is still to come: the next call receives it.
         self._awaited.popleft()
         action = stream_action(read_message(data), self.policy)
         self.revision = self.revision if action.revision is None else action.revision
@@ -164,26 +166,27 @@ class AsyncPolicyStream:
         )
 
     async def _connect(self, _attempt: int) -> None:
-        key = self._transport.key.found()
+        known = self._transport.key.found()
         try:
-            await self._greet(key)
+            await self._greet()
         except Unauthorised as refused:
-            if key is not None:
+            if known is not None:
                 raise
             # The service may have been starting, and answers once its key is written.
-            found = self._transport.key.found()
-            if found is None:
+            if self._transport.key.found() is None:
                 if NO_KEY not in getattr(refused, "__notes__", ()):
                     refused.add_note(NO_KEY)
                 raise
-            await self._greet(found)
+            await self._greet()
 
-    async def _greet(self, key: str | None) -> None:
+    async def _greet(self) -> None:
         """Connect, and ask which revision acts: what the service refuses, it refuses here."""
+        # No command needs it, and it takes a while to load.
+        from headstart_client._async.sockets import async_open_socket
+
         await self.close()
-        path = f"/v1/policies/{segment(self.policy)}/stream"
-        self._socket = await async_open_socket(Address(self._transport.url, path, key, self._transport.timeout_s))
-        self._torn, self._sent, self._received = False, 0, 0
+        self._socket = await async_open_socket(self._transport, f"/v1/policies/{segment(self.policy)}/stream")
+        self._sent, self._received = 0, 0
         self._awaited.clear()
         try:
             self.revision = read_message(await self._take(await self._put(b"{}"))).get("revision")
@@ -193,17 +196,9 @@ class AsyncPolicyStream:
 
     async def _put(self, data: bytes) -> int:
         """Send a message; its number."""
-        socket = self._opened()
-        number, self._sent = self._sent, self._sent + 1
-        try:
-            await socket.send(data)
-        except HeadstartError:
-            raise
-        except BaseException:
-            # It may have been sent in part, or not at all: which answer belongs to what is no longer known.
-            self._torn = True
-            raise
-        return number
+        await self._opened().send(data)
+        self._sent += 1
+        return self._sent - 1
 
     async def _take(self, number: int) -> bytes:
         """The answer to a message; those before it, which nobody waits for any more, are passed over."""
@@ -217,6 +212,4 @@ class AsyncPolicyStream:
     def _opened(self) -> AsyncSocket:
         if self._socket is None:
             raise StreamClosed(MEANINGS[1000], 1000)
-        if self._torn:
-            raise StreamClosed("sending was interrupted: open the stream again", 1006)
         return self._socket

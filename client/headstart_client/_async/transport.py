@@ -28,17 +28,26 @@ class AsyncTransport:
         self.key = Key(url, key)
         self.retry = retry
         self.timeout_s = timeout_s
-        # A service on this machine is never asked through a proxy, which would see the admin key.
-        self._http = httpx.AsyncClient(
-            base_url=url,
+        self._tls = httpx.create_ssl_context()
+        self._http = self._pool(httpx.Limits(max_connections=100, max_keepalive_connections=20))
+        # A stream has its connection for long, and must not wait for others to end.
+        self._streams = self._pool(httpx.Limits())
+
+    def _pool(self, limits: httpx.Limits) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.url,
             headers={"User-Agent": user_agent(), "Accept": "application/json"},
             auth=self.key,
-            trust_env=not is_on_this_machine(url),
+            verify=self._tls,
+            limits=limits,
+            # A service on this machine is never asked through a proxy, which would see the admin key.
+            trust_env=not is_on_this_machine(self.url),
         )
 
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()
+        await self._streams.aclose()
 
     def patient(self) -> AsyncTransport:
         """The same connections, for work that a service may leave and come back to: retried for most of a minute."""
@@ -160,6 +169,25 @@ class AsyncTransport:
                 yield response
         except httpx.RequestError as error:
             raise no_answer(error, self.url) from error
+
+    async def upgrade(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
+        """GET what is no HTTP any more after it: a response 101, whose ``network_stream`` is the caller's to close.
+
+        Raises:
+            ConnectionFailed: If no answer came.
+            Problem: If the service refused.
+        """
+        request = self._streams.build_request(
+            "GET", path, headers={"Connection": "Upgrade", **headers}, timeout=self._timeout()
+        )
+        try:
+            response = await self._streams.send(request, stream=True)
+            if response.status_code == 101:
+                return response
+            await response.aread()
+        except httpx.RequestError as error:
+            raise no_answer(error, self.url) from error
+        raise refusal(response)
 
     def _timeout(self, answer_within_s: float = 0.0) -> httpx.Timeout:
         # The turn of a request among many is not the service's silence.

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from numpy.typing import ArrayLike
 
 from headstart_client._sync.transport import Transport
-from headstart_client.errors import HeadstartError, StreamClosed, Unauthorised
+from headstart_client.errors import StreamClosed, Unauthorised
 from headstart_client.policies import Action
-from headstart_client.sockets import Address, Socket, open_socket
 from headstart_client.streams import MEANINGS, message, read_message, stream_action
 from headstart_client.transport import NO_KEY, segment
+
+if TYPE_CHECKING:
+    from headstart_client._sync.sockets import Socket
 
 
 @final
@@ -36,7 +38,6 @@ class PolicyStream:
         self._deterministic = deterministic
         self._reopen = reopen
         self._socket: Socket | None = None
-        self._torn = False
         self._sent = 0
         self._received = 0
         self._awaited = deque[int]()
@@ -81,7 +82,8 @@ class PolicyStream:
     ) -> Action:
         """Ask for actions and wait for them.
 
-        A call that was interrupted, or was not answered in time, may be made again: its late answer is passed over.
+        A call that was not answered in time, or was cancelled as it waited, may be made again: its late answer is
+        passed over. A stream that an interrupt may have broken says so, with the code 1006.
 
         Args:
             observations: [M, O], or [O] for one, in environment units.
@@ -140,7 +142,7 @@ class PolicyStream:
         if not self._awaited:
             raise ValueError("every answer has been received")
         data = self._take(self._awaited[0])
-        # An answer that is late or whose call was interrupted is still to come: the next call receives it.
+        # An answer that is late or whose call was cancelled is still to come: the next call receives it.
         self._awaited.popleft()
         action = stream_action(read_message(data), self.policy)
         self.revision = self.revision if action.revision is None else action.revision
@@ -165,26 +167,27 @@ class PolicyStream:
         )
 
     def _connect(self, _attempt: int) -> None:
-        key = self._transport.key.found()
+        known = self._transport.key.found()
         try:
-            self._greet(key)
+            self._greet()
         except Unauthorised as refused:
-            if key is not None:
+            if known is not None:
                 raise
             # The service may have been starting, and answers once its key is written.
-            found = self._transport.key.found()
-            if found is None:
+            if self._transport.key.found() is None:
                 if NO_KEY not in getattr(refused, "__notes__", ()):
                     refused.add_note(NO_KEY)
                 raise
-            self._greet(found)
+            self._greet()
 
-    def _greet(self, key: str | None) -> None:
+    def _greet(self) -> None:
         """Connect, and ask which revision acts: what the service refuses, it refuses here."""
+        # No command needs it, and it takes a while to load.
+        from headstart_client._sync.sockets import open_socket
+
         self.close()
-        path = f"/v1/policies/{segment(self.policy)}/stream"
-        self._socket = open_socket(Address(self._transport.url, path, key, self._transport.timeout_s))
-        self._torn, self._sent, self._received = False, 0, 0
+        self._socket = open_socket(self._transport, f"/v1/policies/{segment(self.policy)}/stream")
+        self._sent, self._received = 0, 0
         self._awaited.clear()
         try:
             self.revision = read_message(self._take(self._put(b"{}"))).get("revision")
@@ -194,17 +197,9 @@ class PolicyStream:
 
     def _put(self, data: bytes) -> int:
         """Send a message; its number."""
-        socket = self._opened()
-        number, self._sent = self._sent, self._sent + 1
-        try:
-            socket.send(data)
-        except HeadstartError:
-            raise
-        except BaseException:
-            # It may have been sent in part, or not at all: which answer belongs to what is no longer known.
-            self._torn = True
-            raise
-        return number
+        self._opened().send(data)
+        self._sent += 1
+        return self._sent - 1
 
     def _take(self, number: int) -> bytes:
         """The answer to a message; those before it, which nobody waits for any more, are passed over."""
@@ -218,6 +213,4 @@ class PolicyStream:
     def _opened(self) -> Socket:
         if self._socket is None:
             raise StreamClosed(MEANINGS[1000], 1000)
-        if self._torn:
-            raise StreamClosed("sending was interrupted: open the stream again", 1006)
         return self._socket
