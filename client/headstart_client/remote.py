@@ -112,16 +112,16 @@ def _pieces(episode: CollectedEpisode, name: str) -> Iterator[tuple[dict[str, An
         piece: dict[str, Any] = {
             "id": f"{name}/{episode.number}",
             "revision": episode.revision,
-            "observations": episode.observations[start : end + 1].tolist(),
-            "actions": episode.actions[start:end].tolist(),
-            "rewards": episode.rewards[start:end].tolist(),
-            "log_probs": episode.log_probs[start:end].tolist(),
+            "observations": episode.observations[start : end + 1],
+            "actions": episode.actions[start:end],
+            "rewards": episode.rewards[start:end],
+            "log_probs": episode.log_probs[start:end],
             "terminated": is_last and episode.terminated,
             "truncated": is_last and episode.truncated,
             "offset": start,
         }
         if episode.policy_actions is not None:
-            piece["policy_actions"] = episode.policy_actions[start:end].tolist()
+            piece["policy_actions"] = episode.policy_actions[start:end]
         yield piece, (end - start) * per_step
 
 

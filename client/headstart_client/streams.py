@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
 from headstart_client.errors import HeadstartError, InvalidResponse, StreamClosed, problem_class
 from headstart_client.policies import Action, read_action
 from headstart_client.transport import problem_from
-from headstart_client.wire import encode
+from headstart_client.wire import encode_numbers
 
 HTTP_STATUSES = {1007: 400, 1009: 413, 1011: 500, 1012: 503, 1013: 503, 4401: 401, 4403: 403, 4404: 404, 4410: 410}
 """Close codes that refuse what a request over HTTP would be refused with, too."""
@@ -60,7 +60,7 @@ def message(
         body["revision"] = revision
     if policy_actions:
         body["policy_actions"] = True
-    return encode(body)
+    return encode_numbers(body)
 
 
 def read_message(data: str | bytes) -> Mapping[str, Any]:
@@ -71,7 +71,7 @@ def read_message(data: str | bytes) -> Mapping[str, Any]:
         InvalidResponse: If it is not a JSON object.
     """
     try:
-        answer = json.loads(data)
+        answer = msgspec.json.decode(data)
     except ValueError as error:
         raise InvalidResponse(f"the stream answered without JSON: {data[:80]!r}") from error
     if not isinstance(answer, Mapping):

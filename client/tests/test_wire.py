@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from headstart_client import InvalidResponse, Run, Task, Version
-from headstart_client.wire import encode, parse
+from headstart_client.wire import encode, encode_numbers, parse
 
 RUN = {
     "id": "r1",
@@ -80,12 +81,14 @@ def test_a_listed_task_can_be_registered_again() -> None:
     assert parse(Task, listed).definition() == expected
 
 
-def test_numpy_values_are_sent_as_plain_json() -> None:
-    body = {"a": np.float32(0.5), "b": np.int64(3), "c": np.array([[1.0, 2.0]])}
-    assert json.loads(encode(body)) == {"a": 0.5, "b": 3, "c": [[1.0, 2.0]]}
+@pytest.mark.parametrize("write", [encode, encode_numbers])
+def test_numpy_values_are_sent_as_plain_json(write: Callable[[object], bytes]) -> None:
+    body = {"a": np.float32(0.5), "b": np.int64(3), "c": np.array([[1.0, 2.0]]), "d": None, "e": 0.1}
+    assert json.loads(write(body)) == {"a": 0.5, "b": 3, "c": [[1.0, 2.0]], "d": None, "e": 0.1}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.array([np.nan])])
-def test_what_json_cannot_say_is_not_sent(value: object) -> None:
+@pytest.mark.parametrize("write", [encode, encode_numbers])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [[1.0, float("nan")]], np.array([np.nan])])
+def test_what_json_cannot_say_is_not_sent(write: Callable[[object], bytes], value: object) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        encode({"a": value})
+        write({"a": value})

@@ -28,7 +28,7 @@ from headstart_client.policies import (
 from headstart_client.registry import Version
 from headstart_client.rollouts import Rollout, read_rollout
 from headstart_client.transport import json_of, segment
-from headstart_client.wire import id_of, parse, without_none
+from headstart_client.wire import encode_numbers, id_of, parse, without_none
 
 
 class AsyncPolicies:
@@ -107,7 +107,8 @@ class AsyncPolicies:
             record=record or None,
         )
         path = f"{await self._actor_path(actor)}:act"
-        return read_action(json_of(await self._transport.request("POST", path, body=body, repeatable=not record)))
+        answer = await self._transport.request("POST", path, body=encode_numbers(body), repeatable=not record)
+        return read_action(json_of(answer))
 
     async def reward(self, event: str | Action, reward: float) -> Outcome:
         """Tell what came of an action that was recorded; the same reward again changes nothing.

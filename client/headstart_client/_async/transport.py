@@ -91,7 +91,7 @@ class AsyncTransport:
             method: HTTP method.
             path: From the root of the service, segments quoted (:func:`segment`).
             query: Parameters; ``None`` values are left out.
-            body: Sent as JSON unless ``None``.
+            body: Sent as JSON unless ``None``; bytes are JSON already.
             headers: Beside the usual ones.
             repeatable: Whether sending it twice has the effect of sending it once; only then is it retried.
             answer_within_s: How long the service was asked to work before it answers; added to the time
@@ -101,7 +101,7 @@ class AsyncTransport:
             ConnectionFailed: If no answer came.
             Problem: If the service refused.
         """
-        content = None if body is None else encode(body)
+        content = body if body is None or isinstance(body, bytes) else encode(body)
         sent = dict(headers or {})
         if content is not None:
             sent["Content-Type"] = "application/json"

@@ -29,7 +29,7 @@ from headstart_client.events import Event
 from headstart_client.registry import VersionReference
 from headstart_client.tasks import Task
 from headstart_client.transport import json_of, segment
-from headstart_client.wire import id_of, parse
+from headstart_client.wire import encode_numbers, id_of, parse
 
 
 class Adaptations:
@@ -158,7 +158,7 @@ class Adaptations:
         headers = {"Prefer": f"wait={int(wait_s)}"}
         # By their ids, the same episodes again change nothing.
         answer = self._transport.request(
-            "POST", path, body={"episodes": list(episodes)}, headers=headers, answer_within_s=wait_s
+            "POST", path, body=encode_numbers({"episodes": list(episodes)}), headers=headers, answer_within_s=wait_s
         )
         return parse(Uploaded, json_of(answer))
 

@@ -29,7 +29,7 @@ from headstart_client.policies import (
 from headstart_client.registry import Version
 from headstart_client.rollouts import Rollout, read_rollout
 from headstart_client.transport import json_of, segment
-from headstart_client.wire import id_of, parse, without_none
+from headstart_client.wire import encode_numbers, id_of, parse, without_none
 
 
 class Policies:
@@ -106,7 +106,8 @@ class Policies:
             record=record or None,
         )
         path = f"{self._actor_path(actor)}:act"
-        return read_action(json_of(self._transport.request("POST", path, body=body, repeatable=not record)))
+        answer = self._transport.request("POST", path, body=encode_numbers(body), repeatable=not record)
+        return read_action(json_of(answer))
 
     def reward(self, event: str | Action, reward: float) -> Outcome:
         """Tell what came of an action that was recorded; the same reward again changes nothing.
