@@ -23,17 +23,18 @@ DISCOUNT = 0.99
 
 
 class Loop:
-    """Both ways to adapt a new policy to Pendulum-v1 by one inner step.
+    """Both ways to adapt a new policy by one inner step to a vector environment of gymnasium, stepped in this process.
 
     Args:
         client: Of the service.
+        environment: With actions that are vectors.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, environment: str) -> None:
         torch.set_num_threads(1)
         self._client = client
         self._env: VectorEnv = gymnasium.make_vec(
-            "Pendulum-v1", num_envs=EPISODES, vectorization_mode="sync", max_episode_steps=STEPS
+            environment, num_envs=EPISODES, vectorization_mode="sync", max_episode_steps=STEPS
         )
         with client.adapt(None, self._env, policy=ARCHITECTURE, steps=1, episodes=EPISODES) as policy:
             spec = client.policies.get(policy.id).raw
@@ -42,11 +43,11 @@ class Loop:
                 self._local, self._params = LocalPolicy.load(file), load_params(file.read_bytes())
         self._learner = MAML(MAMLConfig(), policy_from_json(spec))
 
-    def with_service(self, seed: int) -> float:
+    def with_service(self, seed: int, *, local: bool = False) -> float:
         """Seconds of a whole adaptation through the service: creating it, acting, uploading, the step, finishing."""
         started = time.perf_counter()
         method = {"steps": 1, "episodes": EPISODES}
-        with self._client.adapt(None, self._env, policy=ARCHITECTURE, seed=seed, **method) as policy:
+        with self._client.adapt(None, self._env, policy=ARCHITECTURE, seed=seed, local=local, **method) as policy:
             assert policy.adaptation.revision >= 1
         return time.perf_counter() - started
 

@@ -14,13 +14,10 @@ Prints: a line for each number, medians over rounds, with its goal.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
 import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,83 +29,15 @@ import numpy as np
 import psutil
 from headstart_client import Client
 from learning import add_json
+from pressing import HERE, Request, Result, in_turns, pin, press, press_stream, ratio, server_of, started, tell
+from remote_loop import Loop
 from reporting import keep, say
 from service import free_port, running_service
+from stream_load import OBSERVATION
 
-HERE = Path(__file__).parent
 POLICY = {"hidden": [64, 64]}
-OBSERVATION = [0.0123, -0.1534, 0.0271, 0.2943]
 FLEET = 512
 JSON = "application/json"
-
-Request = tuple[str, dict[str, str], str]
-Result = dict[str, float]
-
-
-def server_of(port: int) -> list[psutil.Process]:
-    """The processes that listen on a port."""
-    listening = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == "LISTEN"]
-    found = {connection.pid for connection in listening if connection.pid is not None}
-    # A supervisor has the socket too, and does not answer on it; of several that share it, one may be all that is told.
-    processes = {psutil.Process(pid) for pid in found}
-    family = processes | {process.parent() or process for process in processes}
-    apis = {child for process in family for child in process.children() if "api" in child.cmdline()}
-    return sorted(apis or processes, key=lambda process: process.pid)
-
-
-def pin(processes: list[psutil.Process], cores: list[int]) -> None:
-    """Give processes these cores alone, where the machine has them."""
-    there = [core for core in cores if core in os.sched_getaffinity(0)] or list(os.sched_getaffinity(0))
-    for process in processes:
-        for thread in process.threads():
-            os.sched_setaffinity(thread.id, there)
-        process.cpu_affinity(there)
-
-
-def cpu_s(processes: list[psutil.Process]) -> float:
-    """CPU time that processes have used so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
-
-
-def press(port: int, requests: list[Request], options: argparse.Namespace, core: int | None = 1) -> Result:
-    """Load a server; adds the CPU time that it used for each request."""
-    processes = server_of(port)
-    command = [sys.executable, str(HERE / "load.py"), str(port), str(options.connections), str(options.seconds)]
-    if core is not None:
-        command = ["taskset", "-c", str(core), *command]
-    before = cpu_s(processes)
-    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr or done.stdout)
-    result: Result = json.loads(done.stdout)
-    # The warm-up second counts on both sides of the division, as a share of the whole.
-    result["cpu_us"] = 1e6 * (cpu_s(processes) - before) / (result["requests_per_s"] * (options.seconds + 1))
-    return result
-
-
-def in_turns(sides: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
-    """Every side once a round."""
-    results: dict[str, list[Result]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            results[name].append(side())
-    return results
-
-
-def ratio(results: dict[str, list[Result]], of: str, to: str, what: str = "requests_per_s") -> float:
-    """Median over rounds of one side's number to another's."""
-    return statistics.median(a[what] / b[what] for a, b in zip(results[of], results[to], strict=True))
-
-
-def tell(results: dict[str, list[Result]]) -> None:
-    """A line for each side."""
-    for name, rounds in results.items():
-        median = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-        print(
-            f"  {name:<24}{median['requests_per_s']:9.0f} /s {median['cpu_us']:7.0f} CPU us each"
-            f"   p50 {median['p50_ms']:.2f} ms   p99 {median['p99_ms']:.2f} ms",
-            flush=True,
-        )
 
 
 class Bench:
@@ -177,24 +106,6 @@ def mlserver(python: str, parameters: bytes) -> Iterator[int]:
         (Path(folder) / "mlserver_policy.py").write_bytes((HERE / "mlserver_policy.py").read_bytes())
         with started([str(Path(python).parent / "mlserver"), "start", folder], ports[0], Path(folder)):
             yield ports[0]
-
-
-@contextlib.contextmanager
-def started(command: list[str], port: int, folder: Path) -> Iterator[None]:
-    """A server on core 0, once it listens."""
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not server_of(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command[0]} did not start")
-            time.sleep(0.2)
-        time.sleep(1.0)
-        pin(server_of(port), [0])
-        yield
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def act(bench: Bench) -> None:
@@ -278,9 +189,9 @@ def stream(bench: Bench) -> None:
     results = in_turns(
         {
             ":act": lambda: press(bench.port, [request], bench.options),
-            "stream, 32 under way": lambda: press_stream(bench, policy, 32),
+            "stream, 32 under way": lambda: press_stream(bench.port, bench.key, policy, 32, bench.options),
             ":act, one at a time": lambda: press(bench.port, [request], alone),
-            "stream, one at a time": lambda: press_stream(bench, policy, 1),
+            "stream, one at a time": lambda: press_stream(bench.port, bench.key, policy, 1, bench.options),
         },
         bench.options.rounds,
     )
@@ -291,116 +202,34 @@ def stream(bench: Bench) -> None:
     bench.report("stream, p50", longer, f"{longer:.2f} times the round trip of :act, median", "at most 1")
 
 
-def press_stream(bench: Bench, policy: str, under_way: int) -> Result:
-    """Load a stream with so many messages under way, in a process of its own on core 1."""
-    processes = server_of(bench.port)
-    command = ["taskset", "-c", "1", sys.executable, __file__, "--stream", str(bench.port), bench.key, policy]
-    before = cpu_s(processes)
-    done = subprocess.run(
-        [*command, str(under_way), str(bench.options.seconds)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    result: Result = json.loads(done.stdout)
-    result["cpu_us"] = 1e6 * (cpu_s(processes) - before) / (result["requests_per_s"] * (bench.options.seconds + 1))
-    return result
-
-
-class Stream(asyncio.Protocol):
-    """A client of one stream that does no more than it must: it sends one frame again and again, and counts answers."""
-
-    def __init__(self, port: int, key: str, policy: str, under_way: int, latencies: list[float]) -> None:
-        payload = json.dumps({"observation": OBSERVATION}).encode()
-        mask = b"\1\2\3\4"
-        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
-        self.frame = bytes([0x81, 0x80 | len(payload)]) + mask + masked
-        upgrade = {
-            "Host": f"127.0.0.1:{port}",
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-            "Authorization": f"Bearer {key}",
-        }
-        lines = [f"GET /v1/policies/{policy}/stream HTTP/1.1", *(f"{name}: {value}" for name, value in upgrade.items())]
-        self.handshake = ("\r\n".join(lines) + "\r\n\r\n").encode()
-        self.under_way, self.latencies = under_way, latencies
-        self.buffer, self.sent_at, self.open = b"", list[float](), False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.transport = transport
-        transport.write(self.handshake)
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        if not self.open:
-            head, found, self.buffer = self.buffer.partition(b"\r\n\r\n")
-            if not found:
-                self.buffer = head
-                return
-            if b"101" not in head.split(b"\r\n")[0]:
-                sys.exit(head.decode())
-            self.open = True
-            self.send(self.under_way)
-        count = 0
-        while len(self.buffer) >= 4:
-            short = self.buffer[1] < 126
-            size = self.buffer[1] if short else int.from_bytes(self.buffer[2:4])
-            end = size + (2 if short else 4)
-            if len(self.buffer) < end:
-                break
-            if self.buffer[0] != 0x81 or b'"action"' not in self.buffer[:end]:
-                sys.exit(f"the server answered {self.buffer[:200]!r}")
-            self.buffer = self.buffer[end:]
-            count += 1
-        if count:
-            now = time.perf_counter()
-            self.latencies += [now - at for at in self.sent_at[:count]]
-            del self.sent_at[:count]
-            self.send(count)
-
-    def send(self, count: int) -> None:
-        self.sent_at += [time.perf_counter()] * count
-        self.transport.write(self.frame * count)
-
-
-async def load_stream(port: int, key: str, policy: str, under_way: int, seconds: float) -> Result:
-    """Measure a stream after a second of warming up."""
-    latencies: list[float] = []
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(
-        lambda: Stream(port, key, policy, under_way, latencies), "127.0.0.1", port
-    )
-    await asyncio.sleep(1.0)
-    latencies.clear()
-    started_at = time.perf_counter()
-    await asyncio.sleep(seconds)
-    elapsed, measured = time.perf_counter() - started_at, sorted(latencies)
-    transport.abort()
-    return {
-        "requests_per_s": len(measured) / elapsed,
-        "p50_ms": 1e3 * measured[len(measured) // 2],
-        "p99_ms": 1e3 * measured[len(measured) * 99 // 100],
-    }
-
-
 def remote(bench: Bench) -> None:
     """A whole adaptation of an environment at the client against the same loop with neither service nor network."""
-    from remote_loop import Loop
-
+    supervisor = server_of(bench.port)[0].parent()
+    pin(supervisor.children(recursive=True), [0])
     pin([psutil.Process()], [1])
-    loop = Loop(bench.client)
-    with_service, pure = [], []
-    for seed in range(3 + 5 * bench.options.rounds):
-        pure.append(loop.pure(seed))
-        with_service.append(loop.with_service(seed))
-    # The first few start threads and connections.
-    pairs = list(zip(with_service, pure, strict=True))[3:]
-    times = statistics.median(a / b for a, b in pairs)
-    print(f"  pure loop {1e3 * statistics.median(b for _, b in pairs):6.1f} ms")
-    print(f"  remote    {1e3 * statistics.median(a for a, _ in pairs):6.1f} ms")
-    bench.report("remote", times, f"{times:.2f} times the pure loop's time", "at most 1.5")
-    pin([psutil.Process()], sorted(os.sched_getaffinity(os.getppid())))
+    for environment in ("Pendulum-v1", "HalfCheetah-v5"):
+        loop = Loop(bench.client, environment)
+        sides: dict[str, Callable[[int], float]] = {
+            "pure loop": loop.pure,
+            "remote, by the stream": loop.with_service,
+            "remote, acting locally": lambda seed, loop=loop: loop.with_service(seed, local=True),
+        }
+        for seed in range(3):  # The first few start threads and connections.
+            for side in sides.values():
+                side(seed)
+        seconds = {name: list[float]() for name in sides}
+        for seed in range(5 * bench.options.rounds):
+            for name, side in sides.items():
+                seconds[name].append(side(seed))
+        for name, each in seconds.items():
+            print(f"  {environment:<16}{name:<24}{1e3 * statistics.median(each):6.1f} ms", flush=True)
+        pure, *others = seconds.items()
+        for name, each in others:
+            times = statistics.median(a / b for a, b in zip(each, pure[1], strict=True))
+            text = f"{times:.2f} times the pure loop's time"
+            bench.report(f"{name}, {environment}", times, text, "at most 1.5")
+    for processes_ in (supervisor.children(recursive=True), [psutil.Process()]):
+        pin(processes_, sorted(os.sched_getaffinity(os.getppid())))
 
 
 def processes(bench: Bench) -> None:
@@ -504,10 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--stream"]:
-        import uvloop
-
-        _, _, port_, key_, policy_, under_way_, seconds_ = sys.argv
-        print(json.dumps(uvloop.run(load_stream(int(port_), key_, policy_, int(under_way_), float(seconds_)))))
-    else:
-        main()
+    main()
