@@ -117,6 +117,7 @@ def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -
     with _collector_paused():
         import uvicorn
 
+        from app.heads import HEAD_S, Heads
         from app.main import create_app
         from app.streaming import IDLE_S, MAX_MESSAGE_BYTES
 
@@ -133,8 +134,10 @@ def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -
         ws_ping_timeout=IDLE_S,
         # Event streams have no end of their own.
         timeout_graceful_shutdown=3,
+        timeout_notify=int(HEAD_S),
     )
     server = uvicorn.Server(config)
+    config.callback_notify = Heads(server).look
     # When it has ended in order it raises the signal again, for whoever handled it before: nobody, not the default.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
