@@ -17,6 +17,9 @@ import psutil
 
 HERE = Path(__file__).parent
 
+CORES = sorted(os.sched_getaffinity(0))
+"""What there was when this began."""
+
 Request = tuple[str, dict[str, str], str]
 """Path, headers, body."""
 
@@ -36,7 +39,7 @@ def server_of(port: int) -> list[psutil.Process]:
 
 def pin(processes: list[psutil.Process], cores: list[int]) -> None:
     """Give processes these cores alone, where the machine has them."""
-    there = [core for core in cores if core in os.sched_getaffinity(0)] or list(os.sched_getaffinity(0))
+    there = [core for core in cores if core in CORES] or CORES
     for process in processes:
         for thread in process.threads():
             os.sched_setaffinity(thread.id, there)

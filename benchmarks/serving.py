@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,7 @@ import numpy as np
 import psutil
 from headstart_client import Client
 from learning import add_json
-from pressing import HERE, Request, Result, in_turns, pin, press, press_stream, ratio, server_of, started, tell
+from pressing import CORES, HERE, Request, Result, in_turns, pin, press, press_stream, ratio, server_of, started, tell
 from remote_loop import Loop
 from reporting import keep, say
 from service import free_port, running_service
@@ -228,8 +227,7 @@ def remote(bench: Bench) -> None:
             times = statistics.median(a / b for a, b in zip(each, pure[1], strict=True))
             text = f"{times:.2f} times the pure loop's time"
             bench.report(f"{name}, {environment}", times, text, "at most 1.5")
-    for processes_ in (supervisor.children(recursive=True), [psutil.Process()]):
-        pin(processes_, sorted(os.sched_getaffinity(os.getppid())))
+    pin([*supervisor.children(recursive=True), psutil.Process()], CORES)
 
 
 def processes(bench: Bench) -> None:
@@ -249,22 +247,17 @@ def processes(bench: Bench) -> None:
             bench.options.rounds,
         )
     tell(results)
-    raw = ratio(results, "two processes", "one process")
-    # The load has a core to itself beside one process, and takes of both beside two: by CPU time it does not count.
-    times = statistics.median(
-        2 * a["cpu_us"] / b["cpu_us"] for a, b in zip(results["one process"], results["two processes"], strict=True)
-    )
-    text = (
-        f"{times:.2f} times the requests of one for the time of two cores ({raw:.2f} with the load on the same cores)"
-    )
+    # The load has a core to itself beside one process, and takes of both beside two: it counts against the two here.
+    times = ratio(results, "two processes", "one process")
+    cores = [statistics.median(r["requests_per_s"] * r["cpu_us"] / 1e6 for r in each) for each in results.values()]
+    text = f"{times:.2f} times the requests of one, the load on the same cores (CPU used: {cores[1]:.2f}, {cores[0]:.2f})"
     bench.report("processes", times, text, "at least 1.6")
 
 
 def training(bench: Bench) -> None:
     """Latency with a run in progress on the same machine against that without; the server and the load share cores."""
     [policy] = bench.policies(1)
-    everywhere = sorted(os.sched_getaffinity(0))
-    pin(server_of(bench.port), everywhere)
+    pin(server_of(bench.port), CORES)
     request = [bench.act_request(policy)]
     steady = argparse.Namespace(**vars(bench.options) | {"connections": 4})
 
@@ -294,7 +287,6 @@ def memory(bench: Bench) -> None:
     with running_service(HEADSTART_HOT_BYTES=str(2**30)) as (client, port, key):
         full = Bench(client, port, key, bench.options)
         policies = full.policies(count)
-        pin([psutil.Process()], [1])
         # Whatever making them took is not what keeping them takes.
         [api] = server_of(port)
         api.kill()

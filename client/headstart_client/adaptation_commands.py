@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headstart_client.adaptations import Adaptation
+from headstart_client.adaptations import COLLECTING, Adaptation
 from headstart_client.client import Client
 from headstart_client.groups import Group, add_command, add_limit, limited
 from headstart_client.inputs import UsageError, object_or_word
@@ -88,7 +88,7 @@ def _adapt(client: Client, args: argparse.Namespace) -> Output:
         timeout_s=args.timeout,
         **budget_of(args),
     )
-    if show is not None:
+    if show is not None and adaptation.state != COLLECTING:
         with goes_on(f"adaptation {adaptation.id}", f"headstart adaptations cancel {adaptation.id}"):
             adaptation = client.adaptations.wait(adaptation, args.timeout, show=show)
     lines = {

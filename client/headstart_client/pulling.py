@@ -65,7 +65,7 @@ def add_pull(parent: Any, options: argparse.ArgumentParser) -> None:
     told = "take a version or a policy away, to act without the service"
     parser = add_command(parent, "pull", _pull, told, options)
     parser.add_argument("reference", help="MODEL@ALIAS, MODEL/VERSION, MODEL for its newest version, or a policy's id")
-    parser.add_argument("-o", "--out", metavar="DIR", help="folder to put it in (default: MODEL-VERSION, or the id)")
+    parser.add_argument("-o", "--out", metavar="FOLDER", help="folder to put it in (default: MODEL-VERSION, or the id)")
 
 
 def _pull(client: Client, args: argparse.Namespace) -> Output:

@@ -24,6 +24,9 @@ MOST_PIECES = 1000
 MOST_OBSERVATIONS = 500
 """Observations in one message of a stream: half of what a service takes."""
 
+LARGEST_MESSAGE = 40_000
+"""Numbers in one message of a stream, some 0.8 MB: it takes 1 MiB."""
+
 
 @dataclass(frozen=True)
 class RemoteProgress:

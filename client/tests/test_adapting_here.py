@@ -150,6 +150,14 @@ def test_more_parts_than_a_message_holds_are_acted_in_several(monkeypatch: pytes
         assert_whole(service.episodes, make)
 
 
+def test_observations_of_many_numbers_are_acted_in_messages_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sync.remote, "LARGEST_MESSAGE", 11)
+    with LearningService() as service, Client(service.url, "hs_test", retry=RETRY) as client:
+        client.adapt("m", parts(cartpole, 5)).close()
+    assert [len(message["observations"]) for message in service.messages[:4]] == [2, 2, 1, 2]
+    assert_whole(service.episodes, cartpole)
+
+
 def test_a_step_that_takes_long_is_waited_for() -> None:
     with LearningService(slow=True) as service, Client(service.url, "hs_test", retry=RETRY) as client:
         client.adapt("m", parts()).close()

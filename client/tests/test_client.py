@@ -262,6 +262,7 @@ def test_episodes_are_brought_listed_and_taken_back(server: ScriptedServer, clie
     server.script(
         answer({"accepted": 1, "duplicates": 0, "adaptation": adaptation("collecting", revision=1, remote=brought)}),
         answer({"episodes": [listed], "next_page_token": None}),
+        problem(503),
         Answer(200, b"{}\n{}\n", {"Content-Type": "application/jsonl"}),
         answer(adaptation("running")),
         answer(adaptation("succeeded", policy="p1", revision=1)),
@@ -275,7 +276,7 @@ def test_episodes_are_brought_listed_and_taken_back(server: ScriptedServer, clie
     assert client.adaptations.download_episodes("a1", tmp_path / "all.jsonl").read_bytes() == b"{}\n{}\n"
     assert server.requests[2].path == "/v1/adaptations/a1/episodes?format=jsonl"
     assert client.adaptations.finish("a1").state == "succeeded"
-    assert server.requests[3].path == "/v1/adaptations/a1:finish"
+    assert server.requests[4].path == "/v1/adaptations/a1:finish"
 
 
 def test_an_action_is_recorded_and_its_reward_told_later(server: ScriptedServer, client: Client) -> None:

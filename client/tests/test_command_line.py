@@ -258,6 +258,16 @@ def test_adapt_sends_what_was_chosen(server: ScriptedServer, capsys: pytest.Capt
     assert "p1" in capsys.readouterr().out
 
 
+def test_adapting_to_an_environment_elsewhere_does_not_wait_for_episodes_at_a_terminal(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    server.script(answer({"id": "a1", "state": "collecting", "policy": "p1"}, 201))
+    assert headstart(server, "adapt", "m", "--task", '{"remote": {}}') == 0
+    assert len(server.requests) == 1
+    assert "p1" in capsys.readouterr().out
+
+
 def test_an_observation_may_begin_with_a_minus(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.script(answer(ACTION), answer(ACTION))
     assert headstart(server, "act", "p1", "--observation", "-0.1,0,0.2,0", "--json") == 0

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -29,6 +33,10 @@ from headstart_client import (
     TooLarge,
     Unauthorised,
 )
+from headstart_client._sync import sockets, streams
+
+if TYPE_CHECKING:
+    from sys import TraceFunction
 
 MANY = np.array([[0.5, 1.0], [-0.5, 2.0], [0.25, 0.0]])
 
@@ -244,6 +252,54 @@ def test_an_interrupted_call_ends_the_stream_which_can_be_opened_again(server: S
             assert stream.act([3.0]).values == pytest.approx([3.0])
     finally:
         signal.signal(signal.SIGALRM, previous)
+
+
+def test_an_interrupt_anywhere_breaks_the_stream_or_leaves_no_trace(client: Client) -> None:
+    here = (streams.__file__, sockets.__file__)
+    countdown = 0
+
+    def at_each_line(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        nonlocal countdown
+        if frame.f_code.co_filename not in here:
+            return None
+        if event == "line" and frame.f_code.co_name != "tear":
+            countdown -= 1
+            if countdown == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return at_each_line
+
+    outcomes = []
+    with client.policies.stream("p1") as stream:
+        for line in itertools.count(1):
+            countdown = line
+            try:
+                sys.settrace(at_each_line)
+                stream.act([-1.0])
+                break  # No more lines to interrupt.
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            try:
+                assert stream.act([float(line)]).values == pytest.approx([line])
+                assert stream.act([line + 0.5]).values == pytest.approx([line + 0.5])
+                outcomes.append("as before")
+            except StreamClosed:
+                outcomes.append("broken")
+                stream.open()
+    assert len(outcomes) > 30
+    assert set(outcomes) == {"as before", "broken"}
+
+
+def test_a_stream_that_is_closed_leaves_nothing_behind(client: Client) -> None:
+    for _ in range(3):
+        with client.policies.stream("p1") as stream:
+            stream.act([1.0])
+        stream.open()
+        stream.close()
+    pool = client._transport._streams._transport._pool  # type: ignore[attr-defined]
+    assert pool.connections == []
 
 
 def test_more_streams_than_a_client_has_other_connections(client: Client) -> None:

@@ -12,6 +12,7 @@ from headstart_client import (
     Client,
     Conflict,
     ConnectionFailed,
+    Gone,
     InvalidRequest,
     InvalidResponse,
     NotFound,
@@ -75,12 +76,15 @@ def test_a_call_that_changes_something_twice_is_not_retried(server: ScriptedServ
     assert server.requests[1].headers["if-match"] == '"7"'
 
 
-def test_a_deletion_whose_answer_was_lost_is_a_deletion(server: ScriptedServer, client: Client) -> None:
-    server.script(Answer(cut=0), problem(404))
-    client.tasks.delete("long")
-    server.script(problem(404))
-    with pytest.raises(NotFound):
-        client.tasks.delete("long")
+@pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (410, Gone)])
+def test_a_deletion_whose_answer_was_lost_is_a_deletion(
+    server: ScriptedServer, client: Client, status: int, kind: type[Problem]
+) -> None:
+    server.script(Answer(cut=0), problem(status))
+    client.policies.delete("p1")
+    server.script(problem(status))
+    with pytest.raises(kind):
+        client.policies.delete("p1")
 
 
 def test_tries_end_with_the_last_refusal(server: ScriptedServer) -> None:

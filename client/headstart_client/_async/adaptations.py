@@ -190,8 +190,12 @@ class AsyncAdaptations:
         path = Path(to)
         part = path.with_name(path.name + ".part")
         headers = {"Accept": "application/jsonl"}
-        async with self._transport.stream(f"{_path(adaptation)}/episodes?format=jsonl", headers) as response:
-            await write_body(response, part)
+
+        async def fetch(_attempt: int) -> None:
+            async with self._transport.stream(f"{_path(adaptation)}/episodes?format=jsonl", headers) as response:
+                await write_body(response, part)
+
+        await self._transport.repeat(fetch)
         return part.replace(path)
 
     def events(self, adaptation: str | Adaptation, *, after: str | int | None = None) -> AsyncGenerator[Event, None]:

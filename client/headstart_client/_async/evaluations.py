@@ -37,7 +37,7 @@ class AsyncEvaluations:
         """Measure how well versions and policies adapt to tasks; this is ``client.evaluate``.
 
         Args:
-            subjects: AsyncVersions (``"cartpole/3"``, ``"cartpole@champion"``), policies, or objects with ``name`` and
+            subjects: Versions (``"cartpole/3"``, ``"cartpole@champion"``), policies, or objects with ``name`` and
                 ``version`` or ``policy``. The first is compared with the others; the verdict is on it and the second.
             tasks: ``{"family": ..., "split": "test", "count": 20}``, ``{"ids": [...]}`` or ``{"labels": {...}}``.
             methods: How they are adapted, each a name or an object with its options; by default the inner loop.
@@ -68,7 +68,7 @@ class AsyncEvaluations:
         return parse(Evaluation, await self._transport.get(f"/v1/evaluations/{segment(id_of(evaluation))}"))
 
     def list(self, *, name: str | None = None, state: str | None = None) -> AsyncIterator[Evaluation]:
-        """AsyncEvaluations without their results, newest first, fetched as they are iterated over."""
+        """Evaluations without their results, newest first, fetched as they are iterated over."""
         found = self._transport.items("/v1/evaluations", "evaluations", without_none(name=name, state=state))
         return (parse(Evaluation, each) async for each in found)
 

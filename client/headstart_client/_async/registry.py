@@ -97,7 +97,7 @@ class AsyncVersions:
         return f"/v1/models/{segment(model)}/versions/{segment(number)}"
 
     def list(self, model: str) -> AsyncIterator[Version]:
-        """AsyncVersions of a model, fetched as they are iterated over."""
+        """Versions of a model, fetched as they are iterated over."""
         items = self._transport.items(f"/v1/models/{segment(model)}/versions", "versions")
         return (parse(Version, v) async for v in items)
 
@@ -147,7 +147,7 @@ class AsyncAliases:
         return await self._sent("GET", alias_path(model, alias))
 
     def list(self, model: str) -> AsyncIterator[Alias]:
-        """AsyncAliases of a model, fetched as they are iterated over."""
+        """Aliases of a model, fetched as they are iterated over."""
         items = self._transport.items(f"/v1/models/{segment(model)}/aliases", "aliases")
         return (parse(Alias, a) async for a in items)
 

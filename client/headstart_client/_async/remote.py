@@ -25,6 +25,7 @@ from headstart_client.local import LocalPolicy
 from headstart_client.policies import Action
 from headstart_client.registry import VersionReference
 from headstart_client.remote import (
+    LARGEST_MESSAGE,
     MOST_OBSERVATIONS,
     RemoteProgress,
     ShowRemote,
@@ -42,22 +43,11 @@ WEIGHING = frozenset({"ppo"})
 """Methods that learn from steps, each weighed by the policy that took it, rather than from episodes of one policy."""
 
 
-@final
-class _PolicySource:
-    """Where a policy can be had from, to act here."""
-
-    def __init__(self, transport: AsyncTransport, policy: str) -> None:
-        self._transport = transport
-        self._path = f"/v1/policies/{segment(policy)}"
-        self._description: Mapping[str, Any] | None = None
-
-    async def fetch(self, revision: int | None = None) -> LocalPolicy:
-        """One revision of it; the newest where not given."""
-        if self._description is None:
-            self._description = await self._transport.get(self._path)
-        path, headers = f"{self._path}/files/policy.safetensors", {"Accept": "*/*", "Accept-Encoding": "identity"}
-        response = await self._transport.request("GET", path, query={"revision": revision}, headers=headers)
-        return LocalPolicy.from_bytes(response.content, self._description)
+async def _fetch(transport: AsyncTransport, policy: str, revision: int | None = None) -> LocalPolicy:
+    """A policy, to act here: one revision of it; the newest where not given."""
+    path, headers = f"/v1/policies/{segment(policy)}/files/policy.safetensors", {"Accept": "*/*"}
+    response = await transport.request("GET", path, query={"revision": revision}, headers=headers)
+    return LocalPolicy.from_bytes(response.content)
 
 
 @final
@@ -98,7 +88,7 @@ class AsyncRemotePolicy:
 
     async def local(self) -> LocalPolicy:
         """The same policy, taken away: it acts here, without the service, and is called alike."""
-        return await _PolicySource(self._transport, self.id).fetch()
+        return await _fetch(self._transport, self.id)
 
     async def close(self) -> None:
         """Close its connection; the policy stands until it expires."""
@@ -216,9 +206,9 @@ class _StreamActor:
         self._seed = seed
 
     async def act(self, observations: NDArray[np.float64], revision: int) -> Action:
+        rows = max(1, min(MOST_OBSERVATIONS, LARGEST_MESSAGE // observations.shape[1]))
         acted = [
-            await self._act(observations[start : start + MOST_OBSERVATIONS], revision)
-            for start in range(0, len(observations), MOST_OBSERVATIONS)
+            await self._act(observations[start : start + rows], revision) for start in range(0, len(observations), rows)
         ]
         return acted[0] if len(acted) == 1 else joined(acted)
 
@@ -236,13 +226,13 @@ class _StreamActor:
 class _LocalActor:
     def __init__(self, transport: AsyncTransport, adaptation: Adaptation, seed: int | None) -> None:
         self._id = str(adaptation.policy)
-        self._source = _PolicySource(transport, self._id)
+        self._transport = transport
         self._rng = np.random.default_rng(seed)
         self._held: tuple[int, LocalPolicy] | None = None
 
     async def act(self, observations: NDArray[np.float64], revision: int) -> Action:
         if self._held is None or self._held[0] != revision:
-            self._held = revision, await self._source.fetch(revision)
+            self._held = revision, await _fetch(self._transport, self._id, revision)
         # Others have their turn: nothing else here waits.
         await asyncio.sleep(0)
         policy = self._held[1]

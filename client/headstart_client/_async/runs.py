@@ -107,7 +107,7 @@ class AsyncRuns:
         return self._run(await self._transport.get(run_path(run)))
 
     def list(self, *, state: str | None = None, model: str | None = None) -> AsyncIterator[AsyncRun]:
-        """AsyncRuns in one state or of one model, fetched as they are iterated over."""
+        """Runs in one state or of one model, fetched as they are iterated over."""
         items = self._transport.items("/v1/runs", "runs", {"state": state, "model": model})
         return (self._run(item) async for item in items)
 

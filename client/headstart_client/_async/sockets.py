@@ -7,6 +7,7 @@ from collections import deque
 from typing import final
 
 import httpcore
+import httpx
 from websockets.frames import DATA_OPCODES, Frame
 from websockets.protocol import CLOSED, OPEN, Protocol, Side
 from websockets.utils import accept_key, generate_key
@@ -32,15 +33,16 @@ _CHUNK_BYTES = 64 * 1024
 class AsyncSocket:
     """An open WebSocket (RFC 6455) whose messages are answered in order, each by one.
 
-    One task may send while another receives.
+    One task may send while another receives; threads take turns.
 
     Args:
-        connection: On which the handshake is over.
+        response: 101, on whose connection the handshake is over; it is closed with the socket.
         timeout_s: Longest silence before a call fails, in seconds.
     """
 
-    def __init__(self, connection: httpcore.AsyncNetworkStream, timeout_s: float) -> None:
-        self._connection = connection
+    def __init__(self, response: httpx.Response, timeout_s: float) -> None:
+        self._response = response
+        self._connection: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
         self._timeout_s = timeout_s
         self._protocol = Protocol(Side.CLIENT, state=OPEN, max_size=LARGEST_ANSWER_BYTES)
         self._torn = False
@@ -57,16 +59,19 @@ class AsyncSocket:
             ConnectionFailed: If the service takes or answers nothing in time.
             HeadstartError: If the stream is over, by the code that the service gave.
         """
+        # Before any lock is asked for, which an interrupt may have left held.
+        self._require_open()
         while self._is_ahead(len(data)):
             async with self._reading:
                 if self._is_ahead(len(data)):
                     await self._hear()
-        self._require_open()
-        self._protocol.send_text(data)
-        self._unanswered.append(len(data))
-        self._ahead += len(data)
         try:
-            await self._flush()
+            async with self._writing:
+                self._require_open()
+                self._protocol.send_text(data)
+                self._unanswered.append(len(data))
+                self._ahead += len(data)
+                await self._write_out()
         except httpcore.TimeoutException as error:
             raise self._silence() from error
         except httpcore.NetworkError as error:
@@ -81,10 +86,15 @@ class AsyncSocket:
             ConnectionFailed: If none came in time.
             HeadstartError: If the stream is over, by the code that the service gave.
         """
+        self._require_whole()
         async with self._reading:
             while not self._answers:
                 await self._hear()
             return self._answers.popleft()
+
+    def tear(self) -> None:
+        """What was under way may have been lost in part: nothing more can be sent or received."""
+        self._torn = True
 
     async def close(self) -> None:
         """Say goodbye, and wait a moment for the same."""
@@ -96,14 +106,17 @@ class AsyncSocket:
         except (httpcore.NetworkError, httpcore.TimeoutException):
             pass  # It is over in any case.
         finally:
-            await self._connection.aclose()
+            await self._response.aclose()
 
     def _is_ahead(self, more: int) -> bool:
         return bool(self._unanswered) and self._ahead + more > _AHEAD_BYTES
 
-    def _require_open(self) -> None:
+    def _require_whole(self) -> None:
         if self._torn:
             raise StreamClosed("a call was interrupted: open the stream again", 1006)
+
+    def _require_open(self) -> None:
+        self._require_whole()
         if self._protocol.state is not OPEN:
             raise self._end()
 
@@ -136,14 +149,8 @@ class AsyncSocket:
 
     async def _read(self, timeout_s: float) -> None:
         """Take in what comes next: answers, pings, or the end."""
-        try:
-            data = await self._connection.read(_CHUNK_BYTES, timeout_s)
-        except (httpcore.TimeoutException, httpcore.NetworkError):
-            raise
-        except (Exception, KeyboardInterrupt):
-            # What had come may be lost. A task that is cancelled, in contrast, loses nothing.
-            self._torn = True
-            raise
+        # A task that is cancelled here loses nothing.
+        data = await self._connection.read(_CHUNK_BYTES, timeout_s)
         if data:
             self._protocol.receive_data(data)
         else:
@@ -160,17 +167,20 @@ class AsyncSocket:
         await self._flush()
 
     async def _flush(self) -> None:
-        """Send what is to be sent: messages, answers to pings and to a goodbye."""
+        """Send what is to be sent: answers to pings and to a goodbye."""
         async with self._writing:
-            for data in filter(None, self._protocol.data_to_send()):
-                try:
-                    await self._connection.write(data, self._timeout_s)
-                except httpcore.NetworkError:
-                    raise
-                except BaseException:
-                    # It may have been sent in part.
-                    self._torn = True
-                    raise
+            await self._write_out()
+
+    async def _write_out(self) -> None:
+        for data in filter(None, self._protocol.data_to_send()):
+            try:
+                await self._connection.write(data, self._timeout_s)
+            except httpcore.NetworkError:
+                raise
+            except BaseException:
+                # It may have been sent in part.
+                self.tear()
+                raise
 
 
 async def async_open_socket(transport: AsyncTransport, path: str) -> AsyncSocket:
@@ -190,4 +200,4 @@ async def async_open_socket(transport: AsyncTransport, path: str) -> AsyncSocket
     if response.headers.get("Sec-WebSocket-Accept") != accept_key(nonce):
         await response.aclose()
         raise ConnectionFailed(f"{transport.url} does not speak WebSocket, or something on the way does not")
-    return AsyncSocket(response.extensions["network_stream"], transport.timeout_s)
+    return AsyncSocket(response, transport.timeout_s)

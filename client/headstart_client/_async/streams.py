@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
@@ -110,11 +112,8 @@ class AsyncPolicyStream:
         async def ask(attempt: int) -> Action:
             if attempt or (self._reopen and self._socket is None):
                 await self._connect(attempt)
-            self._awaited.append(await self._put(data))
-            try:
-                return await self.receive()
-            finally:
-                self._awaited.clear()
+            with self._torn_by_interrupts():
+                return self._acted(await self._take(await self._put(data)))
 
         return await self._transport.repeat(ask) if self._reopen else await ask(0)
 
@@ -130,7 +129,8 @@ class AsyncPolicyStream:
     ) -> None:
         """Ask for actions, and receive them later; any number may be on their way. Arguments as :meth:`act`."""
         data = self._message(observations, deterministic, episode_start, seed, revision, policy_actions)
-        self._awaited.append(await self._put(data))
+        with self._torn_by_interrupts():
+            self._awaited.append(await self._put(data))
 
     async def receive(self) -> Action:
         """The answer to the oldest :meth:`send` that has not been received; raises as :meth:`act`.
@@ -140,9 +140,13 @@ class AsyncPolicyStream:
         """
         if not self._awaited:
             raise ValueError("every answer has been received")
-        data = await self._take(self._awaited[0])
-        # An answer that is late or whose call was cancelled is still to come: the next call receives it.
-        self._awaited.popleft()
+        with self._torn_by_interrupts():
+            data = await self._take(self._awaited[0])
+            # An answer that is late or whose call was cancelled is still to come: the next call receives it.
+            self._awaited.popleft()
+            return self._acted(data)
+
+    def _acted(self, data: bytes) -> Action:
         action = stream_action(read_message(data), self.policy)
         self.revision = self.revision if action.revision is None else action.revision
         return action
@@ -208,6 +212,17 @@ class AsyncPolicyStream:
             self._received += 1
             if self._received > number:
                 return data
+
+    @contextmanager
+    def _torn_by_interrupts(self) -> Iterator[None]:
+        """Ctrl-C comes anywhere: which answer belongs to which message is not known any more."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._socket is not None:
+                self._socket.tear()
+            self._awaited.clear()
+            raise
 
     def _opened(self) -> AsyncSocket:
         if self._socket is None:

@@ -191,8 +191,12 @@ class Adaptations:
         path = Path(to)
         part = path.with_name(path.name + ".part")
         headers = {"Accept": "application/jsonl"}
-        with self._transport.stream(f"{_path(adaptation)}/episodes?format=jsonl", headers) as response:
-            write_body(response, part)
+
+        def fetch(_attempt: int) -> None:
+            with self._transport.stream(f"{_path(adaptation)}/episodes?format=jsonl", headers) as response:
+                write_body(response, part)
+
+        self._transport.repeat(fetch)
         return part.replace(path)
 
     def events(self, adaptation: str | Adaptation, *, after: str | int | None = None) -> Generator[Event, None, None]:

@@ -8,6 +8,7 @@ from collections import deque
 from typing import final
 
 import httpcore
+import httpx
 from websockets.frames import DATA_OPCODES, Frame
 from websockets.protocol import CLOSED, OPEN, Protocol, Side
 from websockets.utils import accept_key, generate_key
@@ -33,15 +34,16 @@ _CHUNK_BYTES = 64 * 1024
 class Socket:
     """An open WebSocket (RFC 6455) whose messages are answered in order, each by one.
 
-    One task may send while another receives.
+    One task may send while another receives; threads take turns.
 
     Args:
-        connection: On which the handshake is over.
+        response: 101, on whose connection the handshake is over; it is closed with the socket.
         timeout_s: Longest silence before a call fails, in seconds.
     """
 
-    def __init__(self, connection: httpcore.NetworkStream, timeout_s: float) -> None:
-        self._connection = connection
+    def __init__(self, response: httpx.Response, timeout_s: float) -> None:
+        self._response = response
+        self._connection: httpcore.NetworkStream = response.extensions["network_stream"]
         self._timeout_s = timeout_s
         self._protocol = Protocol(Side.CLIENT, state=OPEN, max_size=LARGEST_ANSWER_BYTES)
         self._torn = False
@@ -58,16 +60,19 @@ class Socket:
             ConnectionFailed: If the service takes or answers nothing in time.
             HeadstartError: If the stream is over, by the code that the service gave.
         """
+        # Before any lock is asked for, which an interrupt may have left held.
+        self._require_open()
         while self._is_ahead(len(data)):
             with self._reading:
                 if self._is_ahead(len(data)):
                     self._hear()
-        self._require_open()
-        self._protocol.send_text(data)
-        self._unanswered.append(len(data))
-        self._ahead += len(data)
         try:
-            self._flush()
+            with self._writing:
+                self._require_open()
+                self._protocol.send_text(data)
+                self._unanswered.append(len(data))
+                self._ahead += len(data)
+                self._write_out()
         except httpcore.TimeoutException as error:
             raise self._silence() from error
         except httpcore.NetworkError as error:
@@ -82,10 +87,15 @@ class Socket:
             ConnectionFailed: If none came in time.
             HeadstartError: If the stream is over, by the code that the service gave.
         """
+        self._require_whole()
         with self._reading:
             while not self._answers:
                 self._hear()
             return self._answers.popleft()
+
+    def tear(self) -> None:
+        """What was under way may have been lost in part: nothing more can be sent or received."""
+        self._torn = True
 
     def close(self) -> None:
         """Say goodbye, and wait a moment for the same."""
@@ -97,14 +107,17 @@ class Socket:
         except (httpcore.NetworkError, httpcore.TimeoutException):
             pass  # It is over in any case.
         finally:
-            self._connection.close()
+            self._response.close()
 
     def _is_ahead(self, more: int) -> bool:
         return bool(self._unanswered) and self._ahead + more > _AHEAD_BYTES
 
-    def _require_open(self) -> None:
+    def _require_whole(self) -> None:
         if self._torn:
             raise StreamClosed("a call was interrupted: open the stream again", 1006)
+
+    def _require_open(self) -> None:
+        self._require_whole()
         if self._protocol.state is not OPEN:
             raise self._end()
 
@@ -137,14 +150,8 @@ class Socket:
 
     def _read(self, timeout_s: float) -> None:
         """Take in what comes next: answers, pings, or the end."""
-        try:
-            data = self._connection.read(_CHUNK_BYTES, timeout_s)
-        except (httpcore.TimeoutException, httpcore.NetworkError):
-            raise
-        except (Exception, KeyboardInterrupt):
-            # What had come may be lost. A task that is cancelled, in contrast, loses nothing.
-            self._torn = True
-            raise
+        # A task that is cancelled here loses nothing.
+        data = self._connection.read(_CHUNK_BYTES, timeout_s)
         if data:
             self._protocol.receive_data(data)
         else:
@@ -161,17 +168,20 @@ class Socket:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what is to be sent: messages, answers to pings and to a goodbye."""
+        """Send what is to be sent: answers to pings and to a goodbye."""
         with self._writing:
-            for data in filter(None, self._protocol.data_to_send()):
-                try:
-                    self._connection.write(data, self._timeout_s)
-                except httpcore.NetworkError:
-                    raise
-                except BaseException:
-                    # It may have been sent in part.
-                    self._torn = True
-                    raise
+            self._write_out()
+
+    def _write_out(self) -> None:
+        for data in filter(None, self._protocol.data_to_send()):
+            try:
+                self._connection.write(data, self._timeout_s)
+            except httpcore.NetworkError:
+                raise
+            except BaseException:
+                # It may have been sent in part.
+                self.tear()
+                raise
 
 
 def open_socket(transport: Transport, path: str) -> Socket:
@@ -191,4 +201,4 @@ def open_socket(transport: Transport, path: str) -> Socket:
     if response.headers.get("Sec-WebSocket-Accept") != accept_key(nonce):
         response.close()
         raise ConnectionFailed(f"{transport.url} does not speak WebSocket, or something on the way does not")
-    return Socket(response.extensions["network_stream"], transport.timeout_s)
+    return Socket(response, transport.timeout_s)

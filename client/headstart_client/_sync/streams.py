@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
@@ -111,11 +113,8 @@ class PolicyStream:
         def ask(attempt: int) -> Action:
             if attempt or (self._reopen and self._socket is None):
                 self._connect(attempt)
-            self._awaited.append(self._put(data))
-            try:
-                return self.receive()
-            finally:
-                self._awaited.clear()
+            with self._torn_by_interrupts():
+                return self._acted(self._take(self._put(data)))
 
         return self._transport.repeat(ask) if self._reopen else ask(0)
 
@@ -131,7 +130,8 @@ class PolicyStream:
     ) -> None:
         """Ask for actions, and receive them later; any number may be on their way. Arguments as :meth:`act`."""
         data = self._message(observations, deterministic, episode_start, seed, revision, policy_actions)
-        self._awaited.append(self._put(data))
+        with self._torn_by_interrupts():
+            self._awaited.append(self._put(data))
 
     def receive(self) -> Action:
         """The answer to the oldest :meth:`send` that has not been received; raises as :meth:`act`.
@@ -141,9 +141,13 @@ class PolicyStream:
         """
         if not self._awaited:
             raise ValueError("every answer has been received")
-        data = self._take(self._awaited[0])
-        # An answer that is late or whose call was cancelled is still to come: the next call receives it.
-        self._awaited.popleft()
+        with self._torn_by_interrupts():
+            data = self._take(self._awaited[0])
+            # An answer that is late or whose call was cancelled is still to come: the next call receives it.
+            self._awaited.popleft()
+            return self._acted(data)
+
+    def _acted(self, data: bytes) -> Action:
         action = stream_action(read_message(data), self.policy)
         self.revision = self.revision if action.revision is None else action.revision
         return action
@@ -209,6 +213,17 @@ class PolicyStream:
             self._received += 1
             if self._received > number:
                 return data
+
+    @contextmanager
+    def _torn_by_interrupts(self) -> Iterator[None]:
+        """Ctrl-C comes anywhere: which answer belongs to which message is not known any more."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._socket is not None:
+                self._socket.tear()
+            self._awaited.clear()
+            raise
 
     def _opened(self) -> Socket:
         if self._socket is None:

@@ -121,7 +121,7 @@ class Transport:
             except httpx.RequestError as error:
                 raise no_answer(error, self.url) from error
             # An earlier try deleted it, and its answer was lost.
-            if response.is_success or (method == "DELETE" and attempt and response.status_code == 404):
+            if response.is_success or (method == "DELETE" and attempt and response.status_code in (404, 410)):
                 return response
             raise refusal(response, keyed="Idempotency-Key" in sent)
 
@@ -171,7 +171,7 @@ class Transport:
             raise no_answer(error, self.url) from error
 
     def upgrade(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
-        """GET what is no HTTP any more after it: a response 101, whose ``network_stream`` is the caller's to close.
+        """GET what is no HTTP any more after it: a response 101, with its ``network_stream``, for the caller to close.
 
         Raises:
             ConnectionFailed: If no answer came.
