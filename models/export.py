@@ -7,19 +7,17 @@ value (ONNX IR, "Graphs"). So one graph gives the most likely action and, with n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 import numpy as np
 import onnx
-from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.checkpoint import numpy_params, policy_to_json
 from models.layers import NORM_EPSILON
-from models.policy import LOG_STD_RANGE, Policy
-from models.runtime import Architecture, Array
+from models.policy import LOG_STD_RANGE, Policy, PolicyConfig
+from models.runtime import Architecture, Array, Arrays
 from models.types import Params, canonical_json
 
 OPSET: Final = 18
@@ -31,50 +29,6 @@ IR_VERSION: Final = 8
 _BATCH = "batch"
 # Rows of noise. Not the batch's name: who plans memory takes equal names for equal sizes, and the default has one row.
 _DRAWS = "draws"
-
-
-@dataclass(frozen=True)
-class Folded:
-    """What a policy's parameters come down to once they are known, for whoever writes it in another form.
-
-    Attributes:
-        normaliser: Mean [O] of observations and the reciprocal of their standard deviation [O]; None where they are
-            taken as they are. What it gives is clipped to ±10.
-        trunk: Weights [I, H] and biases [H] of every hidden layer; the context is part of the first biases.
-        norms: Scale and shift [H] of every hidden layer's normalisation; empty where there is none.
-        heads: Weights [H, head_size + 1] and biases [head_size + 1] of both heads, the value last.
-        log_std: Logs of the standard deviations [A] of continuous actions; None where the state decides them.
-        scaling: How continuous actions come into the environment's units.
-        bounds: Least and greatest continuous action, and half their distance, each [A].
-    """
-
-    normaliser: tuple[Array, Array] | None
-    trunk: list[tuple[Array, Array]]
-    norms: list[tuple[Array, Array]]
-    heads: tuple[Array, Array]
-    log_std: Array | None
-    scaling: str
-    bounds: tuple[Array, Array, Array] | None
-
-    @classmethod
-    def of(cls, policy: Policy, params: Params) -> Folded:
-        """Of a policy."""
-        arrays = Architecture(policy).arrange(numpy_params(params))
-        layers = range(len(policy.config.hidden))
-        normaliser = arrays.get("normaliser")
-        bounds = None
-        if isinstance(policy.action_space, Box):
-            low, high = (np.asarray(each, np.float32) for each in (policy.action_space.low, policy.action_space.high))
-            bounds = (low, high, np.float32(0.5) * (high - low))
-        return cls(
-            None if normaliser is None else (normaliser[0], normaliser[1]),
-            [(arrays[f"layer.{i}"][:-1], arrays[f"layer.{i}"][-1]) for i in layers],
-            [(arrays[f"norm.{i}"][0], arrays[f"norm.{i}"][1]) for i in layers if policy.config.layer_norm],
-            (arrays["heads"][:-1], arrays["heads"][-1]),
-            arrays.get("log_std"),
-            policy.config.action_scaling,
-            bounds,
-        )
 
 
 def to_onnx(policy: Policy, params: Params) -> bytes:
@@ -95,10 +49,11 @@ def to_onnx(policy: Policy, params: Params) -> bytes:
         policy: The architecture.
         params: One policy's tensors.
     """
-    folded = Folded.of(policy, params)
+    architecture = Architecture(policy)
+    arrays = architecture.arrange(numpy_params(params))
     graph = _Graph()
-    features = _trunk(graph, folded, policy.config.activation)
-    graph.node("Gemm", features, *graph.layer("heads", folded.heads), to="out")
+    features = _trunk(graph, policy.config, arrays)
+    graph.node("Gemm", features, *graph.layer("heads", arrays["heads"]), to="out")
     graph.split("out", {"head": policy.head_size, "values": 1})
     graph.node("Squeeze", "values", graph.axis, to="value")
     outputs: list[tuple[str, list[str | int]]] = [("log_prob", [_BATCH]), ("value", [_BATCH])]
@@ -106,8 +61,8 @@ def to_onnx(policy: Policy, params: Params) -> bytes:
         _choose(graph)
         action = helper.make_tensor_value_info("action", TensorProto.INT64, [_BATCH])
     else:
-        _draw(graph, folded, policy.action_size)
-        _scale(graph, folded)
+        _draw(graph, arrays.get("log_std"), policy.action_size)
+        _scale(graph, architecture, policy.config.action_scaling)
         action = helper.make_tensor_value_info("action", TensorProto.FLOAT, [_BATCH, policy.action_size])
         outputs.append(("policy_action", [_BATCH, policy.action_size]))
     graph.constant("noise", np.zeros((1, policy.action_size)))
@@ -152,32 +107,32 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.array(value, np.int64), name))
         return name
 
-    def layer(self, name: str, pair: tuple[NDArray[Any], NDArray[Any]]) -> tuple[str, str]:
-        """Add an affine map's weights and biases; their names."""
-        return self.constant(f"{name}.weight", pair[0]), self.constant(f"{name}.bias", pair[1])
+    def layer(self, name: str, array: Array) -> tuple[str, str]:
+        """Add an affine map's weights and, from the last row, its biases; their names."""
+        return self.constant(f"{name}.weight", array[:-1]), self.constant(f"{name}.bias", array[-1])
 
 
-def _trunk(graph: _Graph, folded: Folded, activation: str) -> str:
+def _trunk(graph: _Graph, config: PolicyConfig, arrays: Arrays) -> str:
     """The features of ``observation``."""
     x = "observation"
-    if folded.normaliser is not None:
-        mean, scale = folded.normaliser
+    if "normaliser" in arrays:
+        mean, scale = arrays["normaliser"]
         centred = graph.node("Sub", x, graph.constant("observation.mean", mean), to="observation.centred")
         scaled = graph.node("Mul", centred, graph.constant("observation.scale", scale), to="observation.scaled")
         bounds = graph.constant("observation.low", -10.0), graph.constant("observation.high", 10.0)
         x = graph.node("Clip", scaled, *bounds, to="observation.normalised")
-    for i, pair in enumerate(folded.trunk):
-        x = graph.node("Gemm", x, *graph.layer(f"trunk.{i}", pair), to=f"trunk.{i}.affine")
-        if folded.norms:
-            x = _normalise(graph, f"trunk.{i}", x, *folded.norms[i])
-        if activation == "gelu":
+    for i in range(len(config.hidden)):
+        x = graph.node("Gemm", x, *graph.layer(f"trunk.{i}", arrays[f"layer.{i}"]), to=f"trunk.{i}.affine")
+        if config.layer_norm:
+            x = _normalise(graph, f"trunk.{i}", x, *arrays[f"norm.{i}"])
+        if config.activation == "gelu":
             x = _gelu(graph, f"trunk.{i}", x)
         else:
-            x = graph.node({"tanh": "Tanh", "relu": "Relu"}[activation], x, to=f"trunk.{i}.output")
+            x = graph.node({"tanh": "Tanh", "relu": "Relu"}[config.activation], x, to=f"trunk.{i}.output")
     return x
 
 
-def _normalise(graph: _Graph, name: str, z: str, scale: NDArray[Any], shift: NDArray[Any]) -> str:
+def _normalise(graph: _Graph, name: str, z: str, scale: Array, shift: Array) -> str:
     """Layer normalisation in two passes: the operator of that name may take the variance as E z² - (E z)²."""
     mean = graph.node("ReduceMean", z, graph.axis, to=f"{name}.mean", keepdims=1)
     centred = graph.node("Sub", z, mean, to=f"{name}.centred")
@@ -214,12 +169,12 @@ def _choose(graph: _Graph) -> None:
     graph.node("Sub", logit, graph.node("Log", total, to="log_total"), to="log_prob")
 
 
-def _draw(graph: _Graph, folded: Folded, size: int) -> None:
-    """``policy_action`` and ``log_prob`` of a Gaussian's head."""
-    log_stds = 0.0 if folded.log_std is None else float(folded.log_std.sum())
+def _draw(graph: _Graph, free: Array | None, size: int) -> None:
+    """``policy_action`` and ``log_prob`` of a Gaussian's head; without free log-deviations they are in the head."""
+    log_stds = 0.0 if free is None else float(free.sum())
     density = graph.constant("log_density", -(log_stds + 0.5 * math.log(2 * math.pi) * size))
     mean = "head"
-    if folded.log_std is None:
+    if free is None:
         mean = "mean"
         graph.split("head", {mean: size, "spread": size})
         low, high = LOG_STD_RANGE
@@ -229,7 +184,7 @@ def _draw(graph: _Graph, folded: Folded, size: int) -> None:
         total = graph.node("ReduceSum", log_std, graph.axis, to="log_stds", keepdims=0)
         density = graph.node("Sub", density, total, to="mean_density")
     else:
-        std = graph.constant("std", np.exp(folded.log_std))
+        std = graph.constant("std", np.exp(free))
     graph.node("Add", mean, graph.node("Mul", std, "noise", to="deviation"), to="policy_action")
     square = graph.node("Mul", "noise", "noise", to="square")
     total = graph.node("ReduceSum", square, graph.axis, to="total", keepdims=0)
@@ -240,22 +195,20 @@ def _draw(graph: _Graph, folded: Folded, size: int) -> None:
     graph.node("Expand", single, rows, to="log_prob")
 
 
-def _scale(graph: _Graph, folded: Folded) -> None:
+def _scale(graph: _Graph, architecture: Architecture, scaling: str) -> None:
     """``action`` of ``policy_action``."""
-    assert folded.bounds is not None
-    low, high, half = folded.bounds
-    if folded.scaling == "clip":
-        above = graph.node("Max", "policy_action", graph.constant("action.low", low), to="above")
-        graph.node("Min", above, graph.constant("action.high", high), to="action")
+    if scaling == "clip":
+        above = graph.node("Max", "policy_action", graph.constant("action.low", architecture.low), to="above")
+        graph.node("Min", above, graph.constant("action.high", architecture.high), to="action")
         return
-    if folded.scaling == "squash":
+    if scaling == "squash":
         bounded = graph.node("Tanh", "policy_action", to="bounded")
     else:
         ends = graph.constant("minus_one", -1.0), graph.constant("one", 1.0)
         bounded = graph.node("Clip", "policy_action", *ends, to="bounded")
     raised = graph.node("Add", bounded, graph.constant("raise", 1.0), to="raised")
-    stretched = graph.node("Mul", raised, graph.constant("action.half", half), to="stretched")
-    graph.node("Add", graph.constant("action.low", low), stretched, to="action")
+    stretched = graph.node("Mul", raised, graph.constant("action.half", architecture.half), to="stretched")
+    graph.node("Add", graph.constant("action.low", architecture.low), stretched, to="action")
 
 
 def _floats(shapes: list[tuple[str, list[str | int]]]) -> list[onnx.ValueInfoProto]:

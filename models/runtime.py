@@ -81,6 +81,9 @@ class Architecture:
         discrete: Whether actions are ids; otherwise they are vectors.
         observation_size: O.
         action_shape: Of one action: () or (A,).
+        low: Least continuous action [A]; it, ``high`` and ``half`` are not there where actions are discrete.
+        high: Greatest continuous action [A].
+        half: Half their distance [A].
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -108,8 +111,8 @@ class Architecture:
         self.size_bytes = 4 * sum(math.prod(shape) for shape in self.layout.values())
         if isinstance(policy.action_space, Box):
             low, high = (np.asarray(bound, np.float32) for bound in (policy.action_space.low, policy.action_space.high))
-            self._low, self._high, self._half = low, high, np.float32(0.5) * (high - low)
-            self._bounds = list(zip(low.tolist(), high.tolist(), self._half.tolist(), strict=True))
+            self.low, self.high, self.half = low, high, np.float32(0.5) * (high - low)
+            self._bounds = list(zip(low.tolist(), high.tolist(), self.half.tolist(), strict=True))
             self._scaling = config.action_scaling
         in_place = _IN_PLACE.get(config.activation)
         self.quick: _Quick | None = None
@@ -209,9 +212,9 @@ class Architecture:
 
     def _to_environment(self, action: Array) -> Array:
         if self._scaling == "clip":
-            return np.clip(action, self._low, self._high)
+            return np.clip(action, self.low, self.high)
         bounded = np.tanh(action) if self._scaling == "squash" else np.clip(action, -_ONE, _ONE)
-        result: Array = self._low + (bounded + _ONE) * self._half
+        result: Array = self.low + (bounded + _ONE) * self.half
         return result
 
     def _each_to_environment(self, action: list[float]) -> list[float]:

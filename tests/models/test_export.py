@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from test_runtime import ACTIONS, BOX, OBSERVATIONS, SWITCHES, some_params
 
 from models.checkpoint import numpy_params, policy_from_json
-from models.export import IR_VERSION, OPSET, Folded, to_onnx
+from models.export import IR_VERSION, OPSET, to_onnx
 from models.layers import LAYERS
 from models.policy import Policy, PolicyConfig
-from models.runtime import NumpyPolicy
+from models.runtime import Architecture, NumpyPolicy
 from models.types import Params
 
 MAX = float(np.finfo(np.float32).max)
@@ -61,17 +61,17 @@ def noise_of(policy: Policy, rows: int, seed: int) -> NDArray[np.float32]:
 
 def settled(policy: Policy, params: Params, x: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Rows of whose sums none can overflow: what such a sum comes to depends on the order of its terms."""
-    folded = Folded.of(policy, params)
+    arrays = Architecture(policy).arrange(numpy_params(params))
     size = np.abs(x.astype(np.float64))
-    if folded.normaliser is not None:
+    if "normaliser" in arrays:
         size = np.full_like(size, 10.0)
     rows = np.ones(len(x), bool)
-    for i, (weight, bias) in enumerate([*folded.trunk, folded.heads]):
-        size = size @ np.abs(weight) + np.abs(bias)
+    for layer, norm in [*((f"layer.{i}", f"norm.{i}") for i in range(len(policy.config.hidden))), ("heads", "")]:
+        size = size @ np.abs(arrays[layer][:-1]) + np.abs(arrays[layer][-1])
         rows &= (size < MAX).all(1)
-        if i < len(folded.norms):
+        if norm in arrays:
             rows &= size.sum(1) < MAX  # as the mean over the units takes it
-            scale, shift = folded.norms[i]
+            scale, shift = arrays[norm]
             size = np.sqrt(size.shape[1]) * np.abs(scale) + np.abs(shift) + 0 * size
         if policy.config.activation == "tanh":
             size = np.minimum(size, 1.0)
@@ -82,8 +82,8 @@ def require_agreement(policy: Policy, params: Params, *batches: NDArray[np.float
     """Graph and runtime answer the same to 1e-5, greedily and with the same noise."""
     runtime, session = NumpyPolicy(policy, numpy_params(params)), session_of(policy, params)
     # Actions in environment units are as many times as far apart as their unit is larger.
-    bounds = Folded.of(policy, params).bounds
-    unit = 1.0 if bounds is None or policy.config.action_scaling == "clip" else float(bounds[2].max())
+    plain = policy.discrete or policy.config.action_scaling == "clip"
+    unit = 1.0 if plain else float(runtime.architecture.half.max())
     for x in batches:
         for seed in (None, 1):
             inputs = {} if seed is None else {"noise": noise_of(policy, len(x), seed)}
