@@ -30,6 +30,9 @@ _LOG_2PI = math.log(2 * math.pi)
 MOST_ACTIONS_ONE_BY_ONE = 32
 """Numbers of a policy head up to which plain Python decides on an action sooner than NumPy does."""
 
+WIDEST_LOG_STD = 80.0
+"""Log of a standard deviation up to which draws are far from the largest float32; above, Python's exp may fail."""
+
 
 class Decision(NamedTuple):
     """Actions in environment units, their log-probabilities (densities in policy units) and the observations' values.
@@ -174,7 +177,10 @@ class Architecture:
         return Decision(self._to_environment(action), log_prob, value, action)
 
     def conclude(self, out: list[float], arrays: Arrays, generator: np.random.Generator | None) -> Decision:
-        """What follows from both heads of one observation of one policy: as :meth:`decide`, in plain Python."""
+        """What follows from both heads of one observation of one policy: as :meth:`decide`, in plain Python.
+
+        No free standard deviation may be above that of :data:`WIDEST_LOG_STD`.
+        """
         *head, value = out
         if self.discrete:
             greatest = max(head)
@@ -237,7 +243,7 @@ class NumpyPolicy:
         arrays: Its arrays, with a leading axis of 1.
     """
 
-    __slots__ = ("_layers", "architecture", "arrays")
+    __slots__ = ("_layers", "_quick", "architecture", "arrays")
 
     def __init__(self, policy: Policy, params: Arrays) -> None:
         architecture = Architecture(policy)
@@ -254,6 +260,9 @@ class NumpyPolicy:
         self.architecture = architecture
         self.arrays = arrays
         self._layers = [array[0] for name, array in arrays.items() if name == "heads" or name.startswith("layer.")]
+        log_std = arrays.get("log_std")
+        narrow = log_std is None or bool((log_std <= WIDEST_LOG_STD).all())
+        self._quick = architecture.quick if narrow else None
 
     def copy(self) -> NumpyPolicy:
         """The same policy in arrays of its own."""
@@ -271,8 +280,8 @@ class NumpyPolicy:
         Not to be called from two threads at once for policies of one architecture: they share buffers.
         """
         architecture, arrays = self.architecture, self.arrays
-        if architecture.quick is not None:
-            out = architecture.quick(self._layers, arrays.get("normaliser"), observation)
+        if self._quick is not None:
+            out = self._quick(self._layers, arrays.get("normaliser"), observation)
             return architecture.conclude(out, arrays, generator)
         noise = None if generator is None else architecture.noise(generator, 1, 1)
         decision = architecture.decide(arrays, np.array([[observation]], np.float32), noise)

@@ -139,6 +139,21 @@ def test_one_observation_is_answered_as_among_many() -> None:
                         np.testing.assert_allclose(a, b[0], rtol=1e-5, atol=1e-5, err_msg=f"{name} of {config}")
 
 
+@pytest.mark.parametrize("log_std", [85.0, 89.0, 700.0, 710.0, 3e38])
+@pytest.mark.parametrize("scaling", ["scale", "clip"])
+def test_of_boundless_deviations_one_observation_is_answered_as_among_many(scaling: str, log_std: float) -> None:
+    space = Box(-np.inf, np.inf, (2,), np.float32) if scaling == "clip" else BOX
+    policy = Policy(PolicyConfig((8,), action_scaling=scaling), OBSERVATIONS, space)  # type: ignore[arg-type]
+    params = some_params(policy) | {"log_std": torch.tensor([log_std, 0.0])}
+    runtime, x = NumpyPolicy(policy, numpy_params(params)), [0.1, 0.2, 0.3]
+    for seed in (None, 3, 4):
+        both = [None if seed is None else np.random.default_rng(seed) for _ in range(2)]
+        one, many = runtime.act_one(x, both[0]), runtime.act(np.array([x], np.float32), both[1])
+        assert seed is None or math.isinf(one.drawn[0]) == (log_std > 88.8)
+        for a, b in zip(one, many, strict=True):
+            np.testing.assert_allclose(a, b[0], rtol=1e-5, atol=1e-5)
+
+
 def test_many_actions_and_wide_heads_are_answered_one_by_one_too() -> None:
     policy = Policy(PolicyConfig((8,)), OBSERVATIONS, Discrete(100))
     runtime = NumpyPolicy(policy, numpy_params(some_params(policy)))
