@@ -17,7 +17,8 @@ from models.types import InvalidValue
 MAX_SIZE: Final = 10_000
 """Numbers of one observation or action, or actions to choose from."""
 
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST: Final = float(np.finfo(np.float32).max)
+"""Of the numbers that float32 can hold: what a client sends is at most so large."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,6 @@ def _check_box(space: Mapping[str, Any], pointer: str) -> None:
 
 def _check_bounds(bounds: Sequence[float | None], pointer: str) -> None:
     for i, bound in enumerate(bounds):
-        if bound is not None and abs(bound) > _LARGEST:
-            detail = f"must be null for no bound, or at most {_LARGEST:.3g} in size, not {shown(bound)}"
+        if bound is not None and abs(bound) > LARGEST:
+            detail = f"must be null for no bound, or at most {LARGEST:.3g} in size, not {shown(bound)}"
             raise InvalidValue(f"{pointer}/{i}", detail)

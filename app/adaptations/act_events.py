@@ -112,7 +112,7 @@ def expire_events(database: Database) -> None:
             of = late & (ActEvent.adaptation_id == adaptation_id)
             count = session.scalar(select(func.count()).select_from(ActEvent).where(of)) or 0
             session.execute(update(ActEvent).where(of).values(counted=True))
-            counts = Counts(**(row.counts or {}))
+            counts = Counts.of(row)
             row.counts = counts.to_json() | {"events_expired": counts.events_expired + count}
     with database.transaction() as session:
         session.execute(delete(ActEvent).where(old, ActEvent.counted | ActEvent.reward.is_not(None)))

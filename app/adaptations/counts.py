@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from app.tables import Adaptation
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -33,6 +35,11 @@ class Counts:
     sequence: int = 0
     off_policy: float | None = None
     events_expired: int = 0
+
+    @classmethod
+    def of(cls, row: Adaptation) -> Counts:
+        """What a row says; of one that is no remote adaptation's, that nothing has come in."""
+        return cls(**(row.counts or {}))
 
     def to_json(self) -> dict[str, Any]:
         """For the row."""

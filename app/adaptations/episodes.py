@@ -67,7 +67,7 @@ def store(session: Session, row: Adaptation, pieces: Sequence[Piece]) -> Stored:
     ledger = _Ledger(session, row.id, {piece.id for piece in pieces})
     for piece in pieces:
         ledger.add(piece)
-    counts = Counts(**(row.counts or {}))
+    counts = Counts.of(row)
     touch(row, ledger.write(counts))
     session.flush()
     return Stored(len(pieces) - ledger.duplicates, ledger.duplicates, row)

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 from app.bodies import read_struct
 from app.errors import Invalid, PayloadTooLarge
 from app.validation import MAX_ERRORS, FieldError, pointer_to
-from models.remote import RemoteTask
+from models.remote import LARGEST, RemoteTask
 from models.tasks import MAX_HORIZON
 
 MAX_PIECES = 1000
@@ -25,10 +25,11 @@ MAX_PIECES = 1000
 EVENT_PREFIX = "event-"
 """What ids of episodes begin with that are a recorded action and its reward."""
 
-_LARGEST = float(np.finfo(np.float32).max)
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+"""A number that float32 can hold."""
+
 _ROUNDING = 1e-5
-_Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
-_Row = list[_Number]
+_Row = list[Number]
 _NAMES = ("observations", "actions", "rewards", "log_probs", "policy_actions")
 
 
@@ -42,9 +43,9 @@ class UploadedPiece(msgspec.Struct, forbid_unknown_fields=True):
         list[int | _Row],
         msgspec.Meta(min_length=1, description="T, in environment units: whole numbers, or lists of numbers."),
     ]
-    rewards: Annotated[list[_Number], msgspec.Meta(description="T.")]
+    rewards: Annotated[list[Number], msgspec.Meta(description="T.")]
     log_probs: Annotated[
-        list[_Number] | None, msgspec.Meta(description="T, as `:act` gave them; null: worked out by the server.")
+        list[Number] | None, msgspec.Meta(description="T, as `:act` gave them; null: worked out by the server.")
     ] = None
     policy_actions: Annotated[
         list[_Row] | None,

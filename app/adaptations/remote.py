@@ -150,7 +150,7 @@ def finish(session: Session, by: Principal, adaptation_id: str) -> Adaptation:
         return row
     row.finish_requested_at = row.touched_at = now()
     if row.state == "collecting":
-        counts = Counts(**(row.counts or {}))
+        counts = Counts.of(row)
         if counts.episodes == counts.episodes_used:
             # Nothing is left to learn from or to measure by: no worker is needed.
             row.state, row.finished_at = "succeeded", row.finish_requested_at

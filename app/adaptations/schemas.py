@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from app import tables
@@ -18,10 +17,10 @@ from app.work import Seed, WorkBody, members_of
 from models.adaptation import InnerLoop
 from models.finetune import MethodConfig
 from models.policy import PolicyConfig
+from models.remote import LARGEST
 from models.tasks import MAX_HORIZON
 
 DAY_S = 86_400
-LARGEST = float(np.finfo(np.float32).max)
 
 
 class BoxSpace(Schema):
@@ -269,7 +268,7 @@ class AdaptationBody(WorkBody):
     def of(cls, row: tables.Adaptation) -> AdaptationBody:
         """The wire form of a row."""
         result, progress = row.result or {}, dict(row.progress or {})
-        counts = None if row.counts is None else Counts(**row.counts)
+        counts = None if row.counts is None else Counts.of(row)
         return cls(
             **members_of(row),
             policy=row.policy_id,

@@ -91,12 +91,8 @@ class _Step:
     def _architecture(self) -> PolicyArchitecture:
         return policy_from_json(self._policy.spec)
 
-    @property
-    def _counts(self) -> Counts:
-        return Counts(**(self._row.counts or {}))
-
     def _read_episodes(self, session: Session, row: Adaptation, units: int) -> None:
-        counts = Counts(**(row.counts or {}))
+        counts = Counts.of(row)
         self._is_step = counts.is_due(row.method)
         waiting = (Episode.adaptation_id == row.id) & Episode.complete & Episode.used_in.is_(None)
         if not self._is_step:
@@ -139,7 +135,7 @@ class _Step:
 
     def _computed_step(self) -> _Outcome:
         learner, params = self._built()
-        transitions, policy, counts = self._transitions(learner), learner.policy, self._counts
+        transitions, policy, counts = self._transitions(learner), learner.policy, Counts.of(self._row)
         off_policy = transitions.divergences(policy, params)
         if isinstance(self._method, PPOConfig):
             improvement = improve(
@@ -179,7 +175,7 @@ class _Step:
         def publish(session: Session) -> None:
             if (row := self._locked(session)) is None:
                 return
-            counts = Counts(**(row.counts or {}))
+            counts = Counts.of(row)
             result = self._result(row, counts)
             result["before"] = result["before"] or self._mean_return()
             steps = sum(each.steps for each in self._rows)
@@ -213,7 +209,7 @@ class _Step:
         def publish(session: Session) -> None:
             if (row := self._locked(session)) is None:
                 return
-            counts = Counts(**(row.counts or {}))
+            counts = Counts.of(row)
             result = self._result(row, counts)
             if self._returns:
                 result["after"] = self._mean_return()
@@ -229,7 +225,7 @@ class _Step:
 
     def _go_on_collecting(self, session: Session) -> None:
         if (row := self._locked(session)) is not None:
-            self._job.lease.write(session, state=next_state(row, Counts(**(row.counts or {}))), **_FREE)
+            self._job.lease.write(session, state=next_state(row, Counts.of(row)), **_FREE)
 
     def _locked(self, session: Session) -> Adaptation | None:
         """The row as it is by now, for this worker to change; None, and over, if it was to be cancelled."""
