@@ -162,10 +162,19 @@ class Job:
         Raises:
             sqlalchemy.exc.OperationalError: If the database is still away when the process is to end.
         """
+        return self._insist(self.database.transaction, transaction)
+
+    def read(self, transaction: Callable[[Session], T]) -> T:
+        """Run a transaction that only reads, which nobody waits for; otherwise as :meth:`persist`."""
+        return self._insist(self.database.snapshot, transaction)
+
+    def _insist(
+        self, begin: Callable[[], contextlib.AbstractContextManager[Session]], transaction: Callable[[Session], T]
+    ) -> T:
         delay_s = 0.1
         while True:
             try:
-                with self.database.transaction() as session:
+                with begin() as session:
                     return transaction(session)
             except DATABASE_AWAY as error:
                 if self.interrupter.stopping:

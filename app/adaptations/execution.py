@@ -58,7 +58,7 @@ def execute_adaptation(job: Job) -> None:
         LeaseLost: If it is another worker's now.
         Exception: What fails it.
     """
-    if job.persist(lambda session: get_work(session, Adaptation, job.lease.id).counts) is not None:
+    if job.read(lambda session: get_work(session, Adaptation, job.lease.id).counts) is not None:
         execute_remote(job)
         return
     group = _Group(job)

@@ -76,7 +76,7 @@ class _Step:
             row = session.get_one(Adaptation, job.lease.id)
             policy = session.get_one(Policy, row.policy_id)
             require_standing(policy)
-            self._read_episodes(session, row, sum(policy.spec["policy"]["hidden"]))
+            self._choose_episodes(session, row, sum(policy.spec["policy"]["hidden"]))
             # Every step goes on from the newest revision, by the learner of the version that the first came from.
             return row, policy, read_origin(session, row.model, row.version, row.policy_id)
 
@@ -84,6 +84,8 @@ class _Step:
         self._pieces: dict[str, list[EpisodePiece]] = {}
         self._revisions: dict[int, str] = {}
         self._row, self._policy, self._origin = job.persist(claim)
+        # Without a lock: complete episodes never change, and whoever holds the lease alone says that they are used.
+        job.read(self._read_episodes)
         self._task: RemoteTask = remote_task(self._row)
         self._method: InnerLoop | MethodConfig = read_method(self._row.method)
 
@@ -91,7 +93,7 @@ class _Step:
     def _architecture(self) -> PolicyArchitecture:
         return policy_from_json(self._policy.spec)
 
-    def _read_episodes(self, session: Session, row: Adaptation, units: int) -> None:
+    def _choose_episodes(self, session: Session, row: Adaptation, units: int) -> None:
         counts = Counts.of(row)
         self._is_step = counts.is_due(row.method)
         waiting = (Episode.adaptation_id == row.id) & Episode.complete & Episode.used_in.is_(None)
@@ -104,8 +106,10 @@ class _Step:
         else:
             self._rows = sorted(_that_fit(sorted(rows, key=_sequence, reverse=True), units), key=_id)
         self._returns = [each.episode_return for each in rows]
-        self._pieces = pieces_of(session, row.id, [each.id for each in self._rows])
-        acted = (PolicyRevision.policy_id == row.policy_id) & PolicyRevision.revision.in_(
+
+    def _read_episodes(self, session: Session) -> None:
+        self._pieces = pieces_of(session, self._row.id, [each.id for each in self._rows])
+        acted = (PolicyRevision.policy_id == self._row.policy_id) & PolicyRevision.revision.in_(
             {each.revision for each in self._rows}
         )
         self._revisions = {each.revision: each.sha256 for each in session.scalars(select(PolicyRevision).where(acted))}

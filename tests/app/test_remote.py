@@ -27,6 +27,7 @@ from acting import (
     upload,
     uploaded,
 )
+from sqlalchemy import event
 
 from app.execution import Interrupter
 from app.sweep import sweep
@@ -197,6 +198,28 @@ def test_a_step_is_taken_when_enough_is_in_and_not_before(client, idle):
     assert not idle.work_once()
     rows = client.get(f"/v1/adaptations/{adaptation['id']}/episodes").json()["episodes"]
     assert {row["used_in"] for row in rows} == {1}
+
+
+@pytest.mark.databases("sqlite")
+def test_a_worker_holds_others_up_only_to_write_and_not_to_read_episodes(client, idle):
+    adaptation = begin(client)
+    upload(client, adaptation, act(client, adaptation))
+    begun, writing, reading = {}, [], []
+
+    @event.listens_for(idle._database.engine, "before_cursor_execute")
+    def listen(_connection, cursor, statement, *_):
+        if statement.startswith("BEGIN"):
+            begun[cursor.connection] = []
+            (writing if statement == "BEGIN IMMEDIATE" else reading).append(begun[cursor.connection])
+        elif not statement.startswith("PRAGMA"):
+            begun[cursor.connection].append(statement)
+
+    assert idle.work_once()
+    assert look(client, adaptation)["revision"] == 1
+    for statements in writing:
+        assert not all(statement.startswith("SELECT") for statement in statements), statements
+        assert not any("payload" in statement for statement in statements), statements
+    assert any("payload" in statement for statements in reading for statement in statements)
 
 
 def test_every_revision_can_be_fetched_and_its_life_begins_anew(client, idle):
