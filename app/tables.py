@@ -371,8 +371,8 @@ class Episode(Base):
 class EpisodePiece(Base):
     """Consecutive steps of an episode, from step ``offset`` on, as they were uploaded.
 
-    ``payload`` holds them without loss (:class:`app.adaptations.pieces.Piece`); ``digest`` is the sha256 of all
-    that was said of the piece.
+    ``payload`` holds them without loss, and what was said of them beside the key
+    (:class:`app.adaptations.pieces.Piece`); ``digest`` is its sha256.
     """
 
     __tablename__ = "episode_pieces"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,8 +24,10 @@ from app.validation import FieldError, pointer_to
 from app.work import get_work
 from models.experience import Episode as Acted
 
-LINES_AT_ONCE = 50
-"""Episodes of a download that are in memory at a time."""
+STEPS_AT_ONCE = 2000
+"""Steps of a download's episodes that are in memory at a time, unless one episode has more."""
+
+_EPISODES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,13 @@ def list_episodes(session: Session, adaptation_id: str, page: Page) -> tuple[lis
 def lines(database: Database, adaptation_id: str) -> Iterator[bytes]:
     """Every episode as a line of JSON, in the order in which they came, a few in memory at a time.
 
-    A line is a member of ``episodes`` that can be sent again: a whole episode where it is complete, else one piece.
+    A line is a member of ``episodes``, a whole episode where it is complete, else one piece. It can be sent again, but
+    for those of recorded actions: an upload refuses their ids.
     """
     after = 0
-    while True:
-        with database.snapshot() as session:
-            of = Episode.adaptation_id == adaptation_id
-            some = select(Episode).where(of, Episode.sequence > after).order_by(Episode.sequence).limit(LINES_AT_ONCE)
-            rows = list(session.scalars(some))
-            pieces = pieces_of(session, adaptation_id, [row.id for row in rows])
-        if not rows:
-            return
-        after = rows[-1].sequence
-        for row in rows:
-            yield from _lines(row, pieces[row.id])
+    while (last := _last_that_fits(database, adaptation_id, after)) is not None:
+        yield from _lines_between(database, adaptation_id, after, last)
+        after = last
 
 
 def pieces_of(session: Session, adaptation_id: str, ids: Sequence[str]) -> dict[str, list[EpisodePiece]]:
@@ -274,6 +270,31 @@ def _seam(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]])
     if uneven := sorted(set(first) ^ set(second)):
         return f"has {uneven[0]} on one side only"
     return None
+
+
+def _last_that_fits(database: Database, adaptation_id: str, after: int) -> int | None:
+    """Number of the last of the next episodes that are read at once; None where there are no more."""
+    following = (Episode.adaptation_id == adaptation_id) & (Episode.sequence > after)
+    sizes = select(Episode.sequence, Episode.steps).where(following).order_by(Episode.sequence).limit(_EPISODES_AT_ONCE)
+    last, total = None, 0
+    with database.snapshot() as session:
+        for sequence, steps in session.execute(sizes):
+            total += steps
+            if last is not None and total > STEPS_AT_ONCE:
+                break
+            last = sequence
+    return last
+
+
+def _lines_between(database: Database, adaptation_id: str, after: int, last: int) -> Iterator[bytes]:
+    of = (Episode.adaptation_id == adaptation_id) & (Episode.sequence > after) & (Episode.sequence <= last)
+    same = (EpisodePiece.adaptation_id == Episode.adaptation_id) & (EpisodePiece.episode_id == Episode.id)
+    # One statement: what is known of an episode is then of these very pieces, whatever comes in meanwhile.
+    both = select(Episode, EpisodePiece).join(EpisodePiece, same).where(of)
+    with database.snapshot() as session:
+        found = session.execute(both.order_by(Episode.sequence, EpisodePiece.offset)).all()
+    for row, group in itertools.groupby(found, lambda each: each[0]):
+        yield from _lines(row, [piece for _, piece in group])
 
 
 def _lines(row: Episode, pieces: Sequence[EpisodePiece]) -> Iterator[bytes]:

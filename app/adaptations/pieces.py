@@ -102,8 +102,8 @@ class Piece:
         terminated: Whether the episode ends with it in a terminal state.
         truncated: Whether it ends with it, cut off.
         arrays: Its numbers, by the names of :class:`UploadedPiece`.
-        payload: All of this but the first two, as bytes.
-        digest: Hex sha256 of those.
+        payload: ``revision``, ``terminated``, ``truncated`` and ``arrays`` as bytes; ``id`` and ``offset`` are its key.
+        digest: Hex sha256 of those bytes.
     """
 
     place: int

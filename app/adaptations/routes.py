@@ -145,7 +145,9 @@ def list_episodes(
     _: Caller,
     format: Annotated[
         Literal["json", "jsonl"],
-        Query(description="A page of a list; or all episodes, each a line that can be uploaded again."),
+        Query(
+            description="A page of a list; or all episodes, each a line that an upload takes, except recorded actions."
+        ),
     ] = "json",
 ) -> Episodes | StreamingResponse:
     """Episodes of a remote adaptation, in the order in which they came: what is known of them, or all that was sent."""

@@ -49,6 +49,9 @@ def test_an_action_with_its_reward_is_an_episode_of_one_step(client, database):
         "truncated": False,
         "offset": 0,
     }
+    refused = upload(client, adaptation, [line])
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/episodes/0/id")
+    assert upload(client, begin(client), [line | {"id": "of-my-own"}]).json()["accepted"] == 1
     assert look(client, adaptation)["remote"]["episodes"] == 1
 
 

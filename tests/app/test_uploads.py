@@ -1,14 +1,16 @@
 """Episodes that come in: whole, in pieces, twice, at once, and such as should never have come."""
 
 import json
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import numpy as np
 import pytest
 from acting import CARTPOLE, METHOD, NAVIGATION, act, begin, finish, in_pieces, look, upload
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 
+from app.adaptations.episodes import lines
 from app.adaptations.remote import close_expired
 from app.database import now
 from app.tables import Adaptation, Episode, EpisodePiece, Policy
@@ -121,6 +123,35 @@ def test_more_episodes_than_are_in_memory_at_a_time_are_all_downloaded(client):
     adaptation = begin(client, method=METHOD | {"episodes": 1000})
     upload(client, adaptation, [EPISODE | {"id": f"{i}"} for i in range(120)])
     assert [line["id"] for line in lines_of(client, adaptation)] == [f"{i}" for i in range(120)]
+
+
+def test_of_a_download_few_steps_are_in_memory_at_a_time_however_long_episodes_are(client, database):
+    adaptation = begin(client, CARTPOLE | {"horizon": 3000}, method=METHOD | {"episodes": 100})
+    episodes = [
+        {
+            "id": f"{i}",
+            "revision": 0,
+            "observations": [[0.5] * 4] * (steps + 1),
+            "actions": [1] * steps,
+            "rewards": [1.0] * steps,
+            "terminated": True,
+        }
+        for i, steps in enumerate([600] * 10 + [2500, 2500] + [600] * 10)
+    ]
+    upload(client, adaptation, episodes)
+    alive, most = weakref.WeakSet(), 0
+
+    def note(piece, _):
+        alive.add(piece)
+
+    event.listen(EpisodePiece, "load", note)
+    try:
+        for episode, line in zip(episodes, lines(database, adaptation["id"]), strict=True):
+            assert json.loads(line) == episode | {"truncated": False, "offset": 0}
+            most = max(most, sum(piece.steps for piece in alive))
+    finally:
+        event.remove(EpisodePiece, "load", note)
+    assert 0 < most <= 2500
 
 
 CARTPOLE_FAULTS = {
