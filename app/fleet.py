@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from app.short_path import is_long
 from app.slots import Hot
 from models.runtime import Architecture, Array, Decision
 
@@ -95,10 +96,17 @@ class Fleet:
 
     Args:
         entries: The policies, in the order of the pairs.
+
+    Attributes:
+        size: How many they are.
+        is_long: Whether this is one policy that would hold the event loop for long. It may act beside it, and had
+            better: nobody writes to where so large a policy lies.
+        expires_s: When the first of them ends, in seconds since 1970.
     """
 
     def __init__(self, entries: Sequence[Hot]) -> None:
         self.size = len(entries)
+        self.is_long = self.size == 1 and is_long(entries[0].policy.architecture, 1)
         self.expires_s = min(entry.expires_s for entry in entries)
         blocks = {id(entry.block): entry.block for entry in entries}
         self._blocks = [(block, block.version) for block in blocks.values() if block is not None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,10 @@ MOST_TOGETHER = 512
 _BLOCK_BYTES = 1024 * 1024
 _MOST_FLEETS = 64
 _BYTES_AT_ONCE = 16 * 1024 * 1024
+_FETCHED_AT_ONCE = 64
 _CHUNK = 500
+_STRETCH_BYTES = 1024 * 1024
+_PLACING_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class PolicyBank:
         self._hot: OrderedDict[str, Hot] = OrderedDict()
         self._shelves: WeakValueDictionary[str, Shelf] = WeakValueDictionary()
         self._fleets: OrderedDict[tuple[str, ...], Fleet] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[Mapping[str, _Fetched | HeadstartError]]] = {}
+        self._loading: dict[str, asyncio.Task[Mapping[str, _Fetched | Exception]]] = {}
 
     def __len__(self) -> int:
         """How many are hot."""
@@ -104,52 +108,62 @@ class PolicyBank:
         [entry] = await self.load_many([name], revision)
         return entry
 
-    async def load_many(self, names: Sequence[str], revision: int = 0) -> list[Hot]:
-        """Policies, in the order of their names; those that are not hot are fetched together, each once at a time.
+    async def load_many(self, names: Sequence[str], revision: int = 0, most_bytes: float = math.inf) -> list[Hot]:
+        """Policies, in the order of their names; those that are not hot are fetched, each once at a time.
+
+        Args:
+            names: Of the policies.
+            revision: The one that all of them must have reached.
+            most_bytes: Memory that they may take together; only so many of the first are loaded, but always one.
 
         Raises:
             NotFound: As :meth:`load`, for the first at fault.
             Corrupt: As there.
         """
-        found: dict[str, _Fetched | HeadstartError] = {}
+        found: dict[str, _Fetched | Exception] = {}
         once_more = revision > 0
         while True:
-            now_s = time.time()
-            missing = [name for name in dict.fromkeys(names) if not (name in found or self.hot(name, revision, now_s))]
-            if not missing and once_more:
-                # A fetch that was under way may have looked before the revision was there.
-                once_more = False
-                missing = [
-                    name for name, each in found.items() if isinstance(each, _Fetched) and each.revision < revision
-                ]
-            if not missing:
-                break
-            found |= await self._fetched(missing)
-        entries = []
-        for name in names:
-            entry = self.hot(name, revision, now_s) or found[name]
-            if isinstance(entry, HeadstartError):
-                raise entry
-            if entry.revision < revision:
-                raise NotFound(f"policy {name} has no revision {revision} yet; its newest is {entry.revision}")
-            entries.append(entry if isinstance(entry, Hot) else entry.alone())
-        return entries
+            entries, missing = self._gather(names, revision, most_bytes, found)
+            if missing:
+                found |= await self._fetched(missing)
+                continue
+            late = next((i for i, entry in enumerate(entries) if entry.revision < revision), None) if revision else None
+            if late is None:
+                return entries
+            if not once_more:
+                detail = f"policy {names[late]} has no revision {revision} yet; its newest is {entries[late].revision}"
+                raise NotFound(detail)
+            # A fetch that was under way may have looked before the revision was there.
+            once_more = False
+            for name, entry in zip(names, entries, strict=False):
+                if entry.revision < revision:
+                    found.pop(name, None)
 
     async def refresh(self) -> None:
         """Forget what was deleted elsewhere, and take what was revised elsewhere; called every second."""
         names = [name for name in self._hot if "/" not in name]
-        digests = await run_in_threadpool(self._look, names)
+        standing = await run_in_threadpool(self._look, names)
         revised = []
         for name in names:
             entry = self._hot.get(name)
             if entry is None:
                 continue
-            if name not in digests:
+            if name not in standing:
                 self._forget(name)
-            elif digests[name] != entry.sha256:
+            elif standing[name] != (entry.sha256, entry.revision):
                 revised.append(name)
-        for start in range(0, len(revised), _CHUNK):
-            await self._fetched(revised[start : start + _CHUNK])
+        failed: dict[str, Exception] = {}
+        while revised:
+            found = await self._fetched(revised[:_FETCHED_AT_ONCE])
+            failed |= {
+                name: each
+                for name, each in found.items()
+                if isinstance(each, Exception) and not isinstance(each, HeadstartError)
+            }
+            revised = [name for name in revised if name not in found]
+        if failed:
+            name, error = next(iter(failed.items()))
+            logger.warning("not brought up to date: %d of the policies, among them %s: %r", len(failed), name, error)
 
     async def fleet(self, names: Sequence[str]) -> Fleet:
         """The first of these policies, as many as may act in one go; use it at once.
@@ -168,9 +182,7 @@ class PolicyBank:
             for name in key[: known.size]:
                 self._hot.move_to_end(name)
             return known
-        entries = await self.load_many(key)
-        largest = max(entry.policy.architecture.size_bytes for entry in entries)
-        del entries[max(1, _BYTES_AT_ONCE // largest) :]
+        entries = await self.load_many(key, most_bytes=_BYTES_AT_ONCE)
         architectures: dict[int, list[Hot]] = {}
         for entry in entries:
             architectures.setdefault(id(entry.policy.architecture), []).append(entry)
@@ -185,64 +197,112 @@ class PolicyBank:
 
     # Fetching.
 
-    async def _fetched(self, names: Sequence[str]) -> dict[str, _Fetched | HeadstartError]:
+    def _gather(
+        self, names: Sequence[str], revision: int, most_bytes: float, found: Mapping[str, _Fetched | Exception]
+    ) -> tuple[list[Hot], list[str]]:
+        """The first of these policies, as many as may be together, as far as they are here; what to fetch first."""
+        now_s = time.time()
+        entries: list[Hot] = []
+        missing: dict[str, None] = {}
+        for name in names:
+            entry = self.hot(name, revision, now_s) or found.get(name)
+            if isinstance(entry, Exception):
+                if missing:
+                    break
+                raise entry
+            if entry is None:
+                missing[name] = None
+                if len(missing) == _FETCHED_AT_ONCE:
+                    break
+                continue
+            most_bytes -= entry.policy.architecture.size_bytes
+            if most_bytes < 0 and (entries or missing):
+                break
+            entries.append(entry if isinstance(entry, Hot) else entry.alone())
+        return entries, list(missing)
+
+    async def _fetched(self, names: Sequence[str]) -> dict[str, _Fetched | Exception]:
+        """Some of these policies, at least one if none of them is being fetched, or why there are none."""
         new = [name for name in names if name not in self._loading]
         if new:
             task = asyncio.create_task(self._fetch_and_place(new))
             for name in new:
                 self._loading[name] = task
-        found: dict[str, _Fetched | HeadstartError] = {}
+        found: dict[str, _Fetched | Exception] = {}
         for name in names:
             if name not in found:
                 # A caller that goes away must not take the fetch from the others.
                 found |= await asyncio.shield(self._loading[name]) if name in self._loading else {}
         return {name: found[name] for name in names if name in found}
 
-    async def _fetch_and_place(self, names: Sequence[str]) -> Mapping[str, _Fetched | HeadstartError]:
+    async def _fetch_and_place(self, names: Sequence[str]) -> Mapping[str, _Fetched | Exception]:
         try:
-            fetched = await run_in_threadpool(self._fetch, names)
+            return await self._take_in(await run_in_threadpool(self._fetch, names))
         finally:
+            # Not before all have their places: somebody else might fetch one, and place a newer revision, which an
+            # older one would then replace.
             for name in names:
                 del self._loading[name]
-        found: dict[str, _Fetched | HeadstartError] = {}
+
+    async def _take_in(self, fetched: Mapping[str, _Fetched | Exception]) -> Mapping[str, _Fetched | Exception]:
+        found: dict[str, _Fetched | Exception] = {}
+        stretch_bytes = 0
         for name, each in fetched.items():
-            if isinstance(each, HeadstartError):
-                self._forget(name)
+            if isinstance(each, Exception):
                 found[name] = each
-            else:
-                shelf = self._shelves.setdefault(each.key, Shelf(each.policy.architecture))
-                found[name] = replace(each, policy=NumpyPolicy.view(shelf.architecture, each.policy.arrays))
-                self._place(name, each, shelf)
+                if isinstance(each, HeadstartError):
+                    self._forget(name)  # else it may be there, and cannot be read just now
+                continue
+            shelf = self._shelves.setdefault(each.key, Shelf(each.policy.architecture))
+            found[name] = replace(each, policy=NumpyPolicy.view(shelf.architecture, each.policy.arrays))
+            self._place(name, each, shelf)
+            stretch_bytes += _PLACING_BYTES + shelf.architecture.size_bytes
+            if stretch_bytes >= _STRETCH_BYTES:
+                stretch_bytes = 0
+                await asyncio.sleep(0)
         return found
 
-    def _fetch(self, names: Sequence[str]) -> dict[str, _Fetched | HeadstartError]:
+    def _fetch(self, names: Sequence[str]) -> dict[str, _Fetched | Exception]:
+        """The first of these policies, as many as may be held beside the bank, or why there are none."""
         rows: dict[str, Row | NotFound] = {}
-        ids = [name for name in names if "/" not in name]
-        with self._database.snapshot() as session:
-            for start in range(0, len(ids), _CHUNK):
-                rows |= policies.find_policies(session, ids[start : start + _CHUNK])
-        return {name: self._fetch_one(name, rows.get(name)) for name in names}
+        ids = [name for name in names if "/" not in name and _may_be_a_name(name)]
+        if ids:
+            with self._database.snapshot() as session:
+                rows = policies.find_policies(session, ids)
+        found: dict[str, _Fetched | Exception] = {}
+        left = _BYTES_AT_ONCE
+        for name in names:
+            found[name] = each = self._fetch_one(name, rows.get(name))
+            if isinstance(each, _Fetched):
+                left -= each.policy.architecture.size_bytes
+            if left < 0:
+                # With the one that is too much, so that a fleet knows that it ends before it.
+                break
+        return found
 
-    def _fetch_one(self, name: str, row: Row | HeadstartError | None) -> _Fetched | HeadstartError:
-        if isinstance(row, HeadstartError):
+    def _fetch_one(self, name: str, row: Row | NotFound | None) -> _Fetched | Exception:
+        """A policy, or why there is none; whatever is wrong with one must not keep others from being fetched."""
+        if isinstance(row, NotFound):
             return row
+        if not _may_be_a_name(name):
+            return NotFound(f"there is no policy {name!r}")
         try:
             if row is None:
                 model, _, number = name.partition("/")
                 with self._database.snapshot() as session:
                     return _fetched(*read_bare(session, self._store, model, number), "", 0, float("inf"))
             policy, params = policies.read_policy(self._store, row.id, row.spec, row.sha256)
-        except HeadstartError as error:
+            expires_s = float("inf") if row.expires_at is None else row.expires_at.timestamp()
+            return _fetched(policy, params, row.sha256, row.revision, expires_s)
+        except Exception as error:
             return error
-        expires_s = float("inf") if row.expires_at is None else row.expires_at.timestamp()
-        return _fetched(policy, params, row.sha256, row.revision, expires_s)
 
-    def _look(self, names: Sequence[str]) -> dict[str, str]:
-        digests: dict[str, str] = {}
+    def _look(self, names: Sequence[str]) -> dict[str, tuple[str, int]]:
+        standing: dict[str, tuple[str, int]] = {}
         with self._database.snapshot() as session:
             for start in range(0, len(names), _CHUNK):
-                digests |= policies.standing_digests(session, names[start : start + _CHUNK])
-        return digests
+                standing |= policies.standing_digests(session, names[start : start + _CHUNK])
+        return standing
 
     # Placing.
 
@@ -256,12 +316,27 @@ class PolicyBank:
             if room or not self._hot:
                 self._add_block(shelf, slots)
             else:
-                self._forget(next(iter(self._hot)))
+                self._make_room(shelf)
         block, slot = shelf.free.pop()
-        for key, array in fetched.policy.arrays.items():
-            block.arrays[key][slot] = array[0]
+        if block.is_single:
+            block.arrays = dict(fetched.policy.arrays)
+        else:
+            for key, array in fetched.policy.arrays.items():
+                block.arrays[key][slot] = array[0]
         self._hot[name] = fetched.alone()
         self._hot[name].move(name, block, slot)
+
+    def _make_room(self, shelf: Shelf) -> None:
+        """Free a slot of this shelf, or else a whole block of another, where the least recently used policy lies."""
+        name, entry = next(iter(self._hot.items()))
+        block, _ = entry.place
+        if block.shelf is shelf:
+            self._forget(name)
+            return
+        # Policies of other blocks could go by the hundred before one of these happens to be empty.
+        for each in reversed(block.names):
+            if each is not None:
+                self._forget(each)
 
     def _forget(self, name: str) -> None:
         entry = self._hot.pop(name, None)
@@ -307,3 +382,8 @@ class PolicyBank:
 def _fetched(policy: Policy, params: Params, sha256: str, revision: int, expires_s: float) -> _Fetched:
     numpy_policy = NumpyPolicy(policy, numpy_params(params))
     return _Fetched(canonical_json(policy_to_json(policy)), numpy_policy, sha256, revision, expires_s)
+
+
+def _may_be_a_name(name: str) -> bool:
+    """Whether policies and versions may be called so; the databases refuse some text with an error."""
+    return name.isascii() and name.isprintable()

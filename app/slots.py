@@ -28,6 +28,11 @@ class Block:
         """Memory that it takes."""
         return len(self.names) * self.shelf.architecture.size_bytes
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it has one slot, as that of a large policy has: its arrays are then never written to."""
+        return len(self.names) == 1
+
 
 @dataclass(slots=True, weakref_slot=True)
 class Shelf:
@@ -65,7 +70,9 @@ class Hot:
 
     def copy(self) -> Hot:
         """The same, to act with elsewhere than on the event loop, or later."""
-        return Hot(self.policy.copy(), self.revision, self.sha256, self.expires_s)
+        # What nobody writes to need not be copied, which takes longer than acting once.
+        policy = self.policy if self.block is None or self.block.is_single else self.policy.copy()
+        return Hot(policy, self.revision, self.sha256, self.expires_s)
 
     def move(self, name: str | None, block: Block, slot: int) -> None:
         """Lie there from now on; the arrays there are the policy's already."""

@@ -67,10 +67,13 @@ def find_policies(session: Session, ids: Sequence[str]) -> dict[str, Policy | No
     return {id_: _standing(id_, rows.get(id_)) for id_ in ids}
 
 
-def standing_digests(session: Session, ids: Sequence[str]) -> dict[str, str]:
-    """Of those of these policies that stand, the digest of the parameters."""
-    statement = select(Policy.id, Policy.sha256).where(Policy.id.in_(ids), Policy.deleted_at.is_(None))
-    return {id_: sha256 for id_, sha256 in session.execute(statement)}
+def standing_digests(session: Session, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Of those of these policies that stand, the digest of the parameters and the revision.
+
+    Both, as a step that learned nothing makes a revision of the same parameters.
+    """
+    statement = select(Policy.id, Policy.sha256, Policy.revision).where(Policy.id.in_(ids), Policy.deleted_at.is_(None))
+    return {id_: (sha256, revision) for id_, sha256, revision in session.execute(statement)}
 
 
 def read_policy(
