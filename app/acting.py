@@ -7,49 +7,52 @@ large batches above all, is done beside it.
 from __future__ import annotations
 
 import asyncio
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, final
 from urllib.parse import parse_qsl
 
 import msgspec
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope
 
 from app.adaptations.act_events import record_act
 from app.auth import KeyRing
 from app.bodies import Held, media_type, read_struct, require_json
 from app.database import Database
+from app.decisions import (
+    MAX_NUMBERS,
+    MAX_OBSERVATIONS,
+    Number,
+    Seed,
+    is_finite,
+    not_finite,
+    require_few,
+    require_finite,
+    require_sizes,
+    wrong_size,
+)
 from app.documentation import describe_operation, describe_parameter
 from app.errors import Invalid, NotFound, PayloadTooLarge
-from app.fleet import TOO_LARGE, RefusedObservation
+from app.fleet import Fleet, RefusedObservation
 from app.inference import MOST_TOGETHER, PolicyBank
 from app.policies.examples import POLICY
 from app.short_path import INLINE_BYTES, Headers, Load, ShortPath, headers_of, is_long
 from app.slots import Hot
+from app.threads import Threads
 from app.validation import pointer_to
-from models.runtime import Architecture, Array, Decision
-
-MAX_OBSERVATIONS = 10_000
-"""Observations that one request may hold."""
+from models.runtime import Array, Decision
 
 _INLINE_FLEET_BYTES = 96 * 1024
+_RECORDING = 4
 _PATH = re.compile(r"/v1/(?:policies/([^/]+)|models/([^/]+)/versions/([0-9]{1,9})):act")
 _FLEET = "/v1/policies:act"
-_LARGEST = float(np.finfo(np.float32).max)
 _JSON = b"application/json"
 _FLOATS = b"application/octet-stream"
 _READ = frozenset((b"authorization", b"content-type", b"headstart-shape", b"headstart-timeout"))
 
-Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
-"""A number that float32 can hold."""
-
 _JSON_HEADER = (b"content-type", _JSON)
-
-Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class ActRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,6 +118,8 @@ class Acting(ShortPath):
         super().__init__(keys, load)
         self.bank = bank
         self._database = database
+        # The database has one writer, or few: more would only wait in threads.
+        self._recording = Threads(_RECORDING)
         self._reader = msgspec.json.Decoder(ActRequest)
         self._fleet_reader = msgspec.json.Decoder(FleetActRequest)
         self._writer = msgspec.json.Encoder()
@@ -147,7 +152,7 @@ class Acting(ShortPath):
         if entry is None:
             entry = await self._in_time(sent, self.bank.load(name, request.revision))
         if is_long(entry.policy.architecture, len(request.observations)):
-            return await self._in_time(sent, self._act_large(name, body))
+            return await self._in_time(sent, self._act_long(name, request))
         response = self._act(name, entry, request)
         if request.record:
             response.event_id = await self._in_time(sent, self._record(request, response))
@@ -166,15 +171,14 @@ class Acting(ShortPath):
             return self._act_many(name, entry, request)
         require_sizes(architecture, observations)
         decision = entry.policy.act_one(observations[0], self._source(request))
-        if not (math.isfinite(decision.log_prob) and math.isfinite(decision.value)):
-            raise _not_finite(0)
+        if not is_finite(decision):
+            raise not_finite(0)
         drawn = [decision.drawn] if request.policy_actions and not architecture.discrete else None
         return ActResponse([decision.action], [decision.log_prob], [decision.value], name, entry.revision, drawn)
 
     def _act_many(self, name: str, entry: Hot, request: ActRequest) -> ActResponse:
         architecture = entry.policy.architecture
-        if len(request.observations) > MAX_OBSERVATIONS:
-            raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} observations, not more")
+        require_few(len(request.observations), architecture)
         require_sizes(architecture, request.observations)
         decision = entry.policy.act(np.array(request.observations, np.float32), self._source(request))
         require_finite(decision)
@@ -198,16 +202,25 @@ class Acting(ShortPath):
                     response.revision or 0,
                 )
 
-        return await run_in_threadpool(write)
+        return await self._recording.run(write)
 
     async def _act_large(self, name: str, body: bytes) -> tuple[bytes, Headers]:
+        return await self._act_long(name, await self.load.threads.run(self._read, body))
+
+    async def _act_long(self, name: str, request: ActRequest) -> tuple[bytes, Headers]:
         """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
-        request = await self.load.beside(self._read, body)
-        entry = (await self.bank.load(name, request.revision)).copy()
-        response = await self.load.beside(self._act_many, name, entry, request)
+        response = await self.load.threads.run_with(
+            self._copy(name, request.revision), lambda entry: self._act_many(name, entry, request)
+        )
         if request.record:
             response.event_id = await self._record(request, response)
-        return await self.load.beside(self._writer.encode, response), [_JSON_HEADER]
+        return await self.load.threads.run(self._writer.encode, response), [_JSON_HEADER]
+
+    def _copy(self, name: str, revision: int) -> Callable[[], Awaitable[Hot]]:
+        async def copy() -> Hot:
+            return (await self.bank.load(name, revision)).copy()
+
+        return copy
 
     async def _act_binary(
         self, name: str, sent: Mapping[bytes, bytes], query: bytes, body: bytes
@@ -215,16 +228,20 @@ class Acting(ShortPath):
         options = _options(query)
         observations = _floats(sent.get(b"headstart-shape", b""), body)
         entry = await self.bank.load(name, options.revision)
-        architecture = entry.policy.architecture
+        architecture, generator = entry.policy.architecture, self._source(options)
+        require_few(len(observations), architecture)
         if observations.shape[1] != architecture.observation_size:
-            detail = f"must hold {architecture.observation_size} numbers, not {observations.shape[1]}"
-            raise Invalid(pointer_to("observations", 0), detail)
-        generator = self._source(options)
+            raise Invalid(
+                pointer_to("observations", 0), wrong_size(architecture.observation_size, observations.shape[1])
+            )
+
+        def act(entry: Hot) -> tuple[Hot, Decision]:
+            return entry, entry.policy.act(observations, generator)
+
         if len(body) > INLINE_BYTES or is_long(architecture, len(observations)):
-            copied = entry.copy()
-            decision = await self.load.beside(copied.policy.act, observations, generator)
+            entry, decision = await self.load.threads.run_with(self._copy(name, options.revision), act)
         else:
-            decision = entry.policy.act(observations, generator)
+            _, decision = act(entry)
         require_finite(decision)
         columns = [decision.action.reshape(len(observations), -1), decision.log_prob[:, None], decision.value[:, None]]
         if options.policy_actions and not architecture.discrete:
@@ -236,31 +253,41 @@ class Acting(ShortPath):
     async def _act_fleet(self, sent: Mapping[bytes, bytes], body: bytes) -> tuple[bytes, Headers]:
         require_json(sent.get(b"content-type", b""))
         large = len(body) > _INLINE_FLEET_BYTES
-        request = await self.load.beside(read_struct, self._fleet_reader, body) if large else self._read_fleet(body)
+        request = (
+            await self.load.threads.run(read_struct, self._fleet_reader, body)
+            if large
+            else read_struct(self._fleet_reader, body)
+        )
         pairs = request.pairs
         if len(pairs) > MAX_OBSERVATIONS:
             raise PayloadTooLarge(f"one request may hold {MAX_OBSERVATIONS} pairs, not more")
         response = FleetActResponse([], [], [], [] if request.policy_actions else None)
         generator = self._source(request)
-        start = 0
+        start = numbers = 0
         while start < len(pairs):
-            start += await self._act_some(pairs, start, generator, response)
+            fleet = await self._act_some(pairs, start, numbers, generator, response)
+            start, numbers = start + fleet.size, numbers + fleet.numbers
             if start < len(pairs):
                 await asyncio.sleep(0)
-        content = await self.load.beside(self._writer.encode, response) if large else self._writer.encode(response)
+        content = await self.load.threads.run(self._writer.encode, response) if large else self._writer.encode(response)
         return content, [_JSON_HEADER]
 
-    def _read_fleet(self, body: bytes) -> FleetActRequest:
-        return read_struct(self._fleet_reader, body)
-
     async def _act_some(
-        self, pairs: Sequence[Pair], start: int, generator: np.random.Generator | None, response: FleetActResponse
-    ) -> int:
-        """Fill in the answers to pairs from a place on; to how many."""
+        self,
+        pairs: Sequence[Pair],
+        start: int,
+        numbers: int,
+        generator: np.random.Generator | None,
+        response: FleetActResponse,
+    ) -> Fleet:
+        """Fill in the answers to pairs from a place on, beside so many numbers; those that have acted."""
         some = pairs[start : start + MOST_TOGETHER]
         fleet = await self.bank.fleet([pair.policy for pair in some])
+        if numbers + fleet.numbers > MAX_NUMBERS:
+            raise PayloadTooLarge(f"the actions of one request may be {MAX_NUMBERS} numbers together, not more")
         try:
-            decisions = fleet.act([pair.observation for pair in some[: fleet.size]], generator)
+            work = [pair.observation for pair in some[: fleet.size]], generator
+            decisions = await self.load.threads.run(fleet.act, *work) if fleet.is_long else fleet.act(*work)
         except RefusedObservation as error:
             raise Invalid(pointer_to("pairs", start + error.place, "observation"), error.detail) from error
         response.actions += decisions.actions
@@ -268,7 +295,7 @@ class Acting(ShortPath):
         response.values += decisions.values
         if response.policy_actions is not None:
             response.policy_actions += decisions.drawn
-        return fleet.size
+        return fleet
 
 
 @dataclass(frozen=True)
@@ -321,43 +348,6 @@ def _floats(shape: bytes, body: bytes) -> Array:
 def _require_recordable(request: ActRequest) -> None:
     if len(request.observations) > 1:
         raise Invalid("/record", "goes with exactly one observation, whose reward is told later")
-
-
-def require_sizes(architecture: Architecture, observations: Sequence[Sequence[float]]) -> None:
-    """Refuse observations of another size than a policy was trained on.
-
-    Raises:
-        Invalid: At the first of them.
-    """
-    size = architecture.observation_size
-    for index, row in enumerate(observations):
-        if len(row) != size:
-            raise Invalid(pointer_to("observations", index), _wrong_size(size, row))
-
-
-def _wrong_size(size: int, observation: Sequence[float]) -> str:
-    return f"must hold {size} numbers, not {len(observation)}"
-
-
-def require_finite(decision: Decision) -> None:
-    """Refuse to answer with what is no number.
-
-    Raises:
-        Invalid: At the first observation that leads to it.
-    """
-    index = first_not_finite(decision)
-    if index is not None:
-        raise _not_finite(index)
-
-
-def first_not_finite(decision: Decision) -> int | None:
-    """The first observation whose answer is no number; None: there is none."""
-    bad = np.flatnonzero(~(np.isfinite(decision.log_prob) & np.isfinite(decision.value)))
-    return int(bad[0]) if len(bad) else None
-
-
-def _not_finite(index: int) -> Invalid:
-    return Invalid(pointer_to("observations", index), TOO_LARGE)
 
 
 def describe(schema: dict[str, Any]) -> dict[str, Any]:

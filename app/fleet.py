@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from app.decisions import TOO_LARGE, finite_rows, wrong_size
 from app.short_path import is_long
 from app.slots import Hot
 from models.runtime import Architecture, Array, Decision
@@ -102,6 +104,7 @@ class Fleet:
         is_long: Whether this is one policy that would hold the event loop for long. It may act beside it, and had
             better: nobody writes to where so large a policy lies.
         expires_s: When the first of them ends, in seconds since 1970.
+        numbers: In all of their actions.
     """
 
     def __init__(self, entries: Sequence[Hot]) -> None:
@@ -122,6 +125,7 @@ class Fleet:
             )
             for places in architectures.values()
         ]
+        self.numbers = sum(len(group.places) * math.prod(group.architecture.action_shape) for group in self._groups)
 
     def stands(self, now_s: float) -> bool:
         """Whether all of its policies still lie where they did, and none has expired."""
@@ -146,9 +150,9 @@ class Fleet:
             places = group.places
             rows = _rows(group, [observations[place] for place in places] if len(places) < size else observations)
             decision = group.decide(rows, generator)
-            finite = np.isfinite(decision.log_prob) & np.isfinite(decision.value)
+            finite = finite_rows(decision)
             if not finite.all():
-                raise RefusedObservation(places[int(np.flatnonzero(~finite)[0])], TOO_LARGE)
+                raise RefusedObservation(places[int(np.argmin(finite))], TOO_LARGE)
             action, log_prob, value = (each.tolist() for each in decision[:3])
             drawn = [None] * len(places) if decision.drawn is None else decision.drawn.tolist()
             if len(places) == size:
@@ -157,10 +161,6 @@ class Fleet:
                 decisions.actions[place], decisions.log_probs[place] = action[i], log_prob[i]
                 decisions.values[place], decisions.drawn[place] = value[i], drawn[i]
         return decisions
-
-
-TOO_LARGE = "is too large for this policy, which answers with what is no number"
-"""Why a finite observation may be refused."""
 
 
 def scattered(entries: Iterable[Hot]) -> list[Hot]:
@@ -213,5 +213,5 @@ def _rows(group: _Group, observations: Sequence[Sequence[float]]) -> Array:
         rows = np.empty((0, 0), np.float32)
     if rows.shape != (len(observations), size):
         place = next(i for i, row in enumerate(observations) if len(row) != size)
-        raise RefusedObservation(group.places[place], f"must hold {size} numbers, not {len(observations[place])}")
+        raise RefusedObservation(group.places[place], wrong_size(size, len(observations[place])))
     return rows

@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from app.auth import KeyRing, Principal, authenticate
 from app.bodies import BODY_S, Bodies, Held
 from app.errors import BadRequest, Busy, Forbidden, problem_response
+from app.threads import Threads
 from models.runtime import Architecture
 
 INLINE_BYTES = 32 * 1024
@@ -53,7 +54,7 @@ class Load:
     Attributes:
         bodies: What there is for their bodies.
         in_flight: Requests that are worked on.
-        threads: Free ones. Arithmetic beside the event loop gains nothing from more of them than there are cores.
+        threads: Where to act beside the event loop: arithmetic gains nothing from more of them than there are cores.
     """
 
     def __init__(self, max_body_bytes: int, max_in_flight: int, deadline_s: float) -> None:
@@ -61,24 +62,7 @@ class Load:
         self.max_in_flight = max_in_flight
         self.deadline_s = deadline_s
         self.in_flight = 0
-        self.threads = asyncio.Semaphore(os.cpu_count() or 1)
-
-    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread, few at a time.
-
-        One that nobody waits for any longer goes on to its end, and only then may another begin in its place: else
-        deadlines would let any number of them pile up.
-        """
-        await self.threads.acquire()
-        work = asyncio.create_task(asyncio.to_thread(function, *arguments))
-
-        def end(work: asyncio.Task[T]) -> None:
-            self.threads.release()
-            if not work.cancelled():
-                work.exception()  # taken note of, as there may be nobody who waits for it
-
-        work.add_done_callback(end)
-        return await asyncio.shield(work)
+        self.threads = Threads(os.cpu_count() or 1)
 
 
 class ShortPath(ABC):

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, final
 
 import msgspec
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from app.acting import Number, Seed, require_finite, require_sizes
 from app.arrivals import Arrivals
 from app.auth import KeyRing, authenticate, bearer_token, digest_of
 from app.bodies import read_struct, refusal
+from app.decisions import (
+    TOO_LARGE,
+    Number,
+    Seed,
+    is_finite,
+    require_few,
+    require_finite,
+    require_sizes,
+    wrong_size,
+)
 from app.errors import BadRequest, Gone, HeadstartError, Invalid, NotFound, Unauthenticated, problem_of
-from app.fleet import TOO_LARGE
 from app.inference import PolicyBank
 from app.short_path import INLINE_BYTES, Load, is_long
 from app.slots import Hot
+from models.runtime import Decision
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Longest message; a longer one closes the stream with 1009."""
@@ -188,7 +196,7 @@ class _Stream:
 
     async def _answer(self, content: str | bytes, *, first: bool = False) -> None:
         large = len(content) > INLINE_BYTES
-        message = await self._load.beside(_read, content) if large else _read(content)
+        message = await self._load.threads.run(_read, content) if large else _read(content)
         if first:
             key = message.key if isinstance(message, StreamMessage) else None
             if key is None:
@@ -197,9 +205,15 @@ class _Stream:
             await self._find()
         answer = await self._act(message)
         if isinstance(content, str):
-            await self._send({"type": "websocket.send", "text": _TO_JSON.encode(answer).decode()})
+            event: dict[str, Any] = {"type": "websocket.send", "text": _TO_JSON.encode(answer).decode()}
         else:
-            await self._send({"type": "websocket.send", "bytes": _TO_MSGPACK.encode(answer)})
+            event = {"type": "websocket.send", "bytes": _TO_MSGPACK.encode(answer)}
+        try:
+            with self._idle.awaited():
+                await self._send(event)
+        except TimeoutError:
+            # It reads nothing: it would not read why, either.
+            raise _Closed(None) from None
 
     async def _act(self, message: StreamMessage | StreamError) -> msgspec.Struct:
         if isinstance(message, StreamError):
@@ -214,21 +228,31 @@ class _Stream:
             self._generator = np.random.default_rng(message.seed)
         generator = None if message.deterministic else self._generator
         try:
-            if message.seed is not None and not message.episode_start:
-                raise Invalid("/seed", "goes with episode_start: noise is drawn anew from it for the whole episode")
-            if message.observation is not None:
-                if message.observations is not None:
-                    raise Invalid("/observations", "goes without observation")
-                return _one(entry, message.observation, message.policy_actions, generator)
-            if message.observations is not None:
-                work = message.observations, message.policy_actions, generator
-                if is_long(entry.policy.architecture, len(message.observations)):
-                    # With a policy of its own: it may be replaced meanwhile.
-                    return await self._load.beside(_many, entry.copy(), *work)
-                return _many(entry, *work)
+            return await self._acted(entry, message, generator)
         except HeadstartError as error:
             return StreamError(problem_of(error).body)
-        return StreamPolicy(self._policy, entry.revision)
+
+    async def _acted(self, entry: Hot, message: StreamMessage, generator: np.random.Generator | None) -> msgspec.Struct:
+        if message.seed is not None and not message.episode_start:
+            raise Invalid("/seed", "goes with episode_start: noise is drawn anew from it for the whole episode")
+        one, many, drawn = message.observation, message.observations, message.policy_actions
+        act: Callable[[Hot], msgspec.Struct]
+        if one is not None:
+            if many is not None:
+                raise Invalid("/observations", "goes without observation")
+            act, count = lambda entry: _one(entry, one, drawn, generator), 1
+        elif many is not None:
+            act, count = lambda entry: _many(entry, many, drawn, generator), len(many)
+        else:
+            return StreamPolicy(self._policy, entry.revision)
+        if not is_long(entry.policy.architecture, count):
+            return act(entry)
+
+        async def copy() -> Hot:
+            # A policy of its own: it may be replaced meanwhile.
+            return (await self._bank.load(self._policy, message.revision)).copy()
+
+        return await self._load.threads.run_with(copy, act)
 
     async def _authenticate(self, key: bytes) -> None:
         try:
@@ -277,11 +301,16 @@ def _read_msgpack(content: bytes) -> StreamMessage | StreamError:
 def _one(
     entry: Hot, observation: Sequence[float], policy_actions: bool, generator: np.random.Generator | None
 ) -> StreamAnswer:
-    size = entry.policy.architecture.observation_size
+    policy, size = entry.policy, entry.policy.architecture.observation_size
     if len(observation) != size:
-        raise Invalid("/observation", f"must hold {size} numbers, not {len(observation)}")
-    decision = entry.policy.act_one(observation, generator)
-    if not (math.isfinite(decision.log_prob) and math.isfinite(decision.value)):
+        raise Invalid("/observation", wrong_size(size, len(observation)))
+    if is_long(policy.architecture, 1):
+        # In a thread, which must not share the buffers of the quick way.
+        batch = policy.act(np.array([observation], np.float32), generator)
+        decision = Decision(*(None if each is None else each[0].tolist() for each in batch))
+    else:
+        decision = policy.act_one(observation, generator)
+    if not is_finite(decision):
         raise Invalid("/observation", TOO_LARGE)
     drawn = decision.drawn if policy_actions else None
     return StreamAnswer(decision.action, decision.log_prob, decision.value, entry.revision, drawn)
@@ -290,6 +319,7 @@ def _one(
 def _many(
     entry: Hot, observations: Sequence[Sequence[float]], policy_actions: bool, generator: np.random.Generator | None
 ) -> StreamAnswers:
+    require_few(len(observations), entry.policy.architecture)
     require_sizes(entry.policy.architecture, observations)
     decision = entry.policy.act(np.array(observations, np.float32), generator)
     require_finite(decision)

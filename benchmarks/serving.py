@@ -250,7 +250,7 @@ def processes(bench: Bench) -> None:
     # The load has a core to itself beside one process, and takes of both beside two: it counts against the two here.
     times = ratio(results, "two processes", "one process")
     cores = [statistics.median(r["requests_per_s"] * r["cpu_us"] / 1e6 for r in each) for each in results.values()]
-    text = f"{times:.2f} times the requests of one, the load on the same cores (CPU used: {cores[1]:.2f}, {cores[0]:.2f})"
+    text = f"{times:.2f} times the requests of one, the load on the same cores (CPU: {cores[1]:.2f}, {cores[0]:.2f})"
     bench.report("processes", times, text, "at least 1.6")
 
 

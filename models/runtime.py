@@ -120,7 +120,7 @@ class Architecture:
         in_place = _IN_PLACE.get(config.activation)
         self.quick: _Quick | None = None
         if in_place is not None and not self._norm and policy.head_size <= MOST_ACTIONS_ONE_BY_ONE:
-            self.quick = _quick(sizes, policy.head_size + 1, in_place, self._normalise)
+            self.quick = _quick(sizes, policy.head_size + 1, in_place)
 
     def arrange(self, params: Arrays) -> dict[str, Array]:
         """One policy's arrays of this layout, from its tensors as float32 arrays."""
@@ -291,7 +291,7 @@ class NumpyPolicy:
 _Quick = Callable[[Sequence[Array], Array | None, Sequence[float]], list[float]]
 
 
-def _quick(sizes: Sequence[int], outputs: int, activation: Callable[[Any, Any], Any], normalises: bool) -> _Quick:
+def _quick(sizes: Sequence[int], outputs: int, activation: Callable[[Any, Any], Any]) -> _Quick:
     """Both heads of one policy for one observation, in as few calls as there are."""
     inputs = [np.ones(size + 1, np.float32) for size in sizes]  # each ends in the one that the bias is multiplied with
     first, units = inputs[0][:-1], [each[:-1] for each in inputs[1:]]
@@ -299,6 +299,7 @@ def _quick(sizes: Sequence[int], outputs: int, activation: Callable[[Any, Any], 
     last, out = inputs[-1], np.empty(outputs, np.float32)
     least, most = np.float32(-10.0), np.float32(10.0)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def forward(layers: Sequence[Array], normaliser: Array | None, observation: Sequence[float]) -> list[float]:
         first[:] = observation
         if normaliser is not None:
@@ -311,10 +312,8 @@ def _quick(sizes: Sequence[int], outputs: int, activation: Callable[[Any, Any], 
         numbers: list[float] = out.tolist()
         return numbers
 
-    if activation is np.tanh and not normalises:
-        return forward  # nothing in it can overflow with a warning
-    silent: _Quick = np.errstate(over="ignore", invalid="ignore")(forward)
-    return silent
+    quick: _Quick = forward
+    return quick
 
 
 def _affine(x: Array, layer: Array) -> Array:

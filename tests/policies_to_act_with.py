@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
+import numpy as np
 from fastapi import FastAPI
+from httpx import Client, Response
 
 from app import tables
 from app.database import Database, now
@@ -39,6 +41,12 @@ def put_policy(
     scale: float = 1.0,
 ) -> str:
     params = {name: value * scale for name, value in some_params(seed, policy).items()}
+    return put_params(database, store, policy, params, ttl_s)
+
+
+def put_params(
+    database: Database, store: ArtefactStore, policy: Policy, params: Params, ttl_s: float | None = 60
+) -> str:
     sha256, size_bytes = store.put(save_params(params))
     expires_at = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
     with database.transaction() as session:
@@ -52,6 +60,10 @@ def store_policy(
     app: FastAPI, seed: int = 0, ttl_s: float | None = 60, policy: Policy = POLICY, scale: float = 1.0
 ) -> str:
     return put_policy(app.state.database, app.state.store, seed, ttl_s, policy, scale)
+
+
+def store_params(app: FastAPI, policy: Policy, params: Params) -> str:
+    return put_params(app.state.database, app.state.store, policy, params)
 
 
 def revise(database: Database, store: ArtefactStore, policy_id: str, seed: int) -> None:
@@ -73,3 +85,9 @@ def store_version(app: FastAPI) -> None:
     files = {MANIFEST_FILE: store.put(manifest), PARAMETERS_FILE: store.put(parameters)}
     with app.state.database.transaction() as session:
         publish_version(session, "cartpole", json.loads(manifest), files, None)
+
+
+def act_binary(client: Client, policy: str, rows: np.ndarray, query: str = "", **headers: str) -> Response:
+    shape = ",".join(map(str, rows.shape))
+    headers = {"content-type": "application/octet-stream", "headstart-shape": shape} | headers
+    return client.post(f"/v1/policies/{policy}:act{query}", content=rows.astype("<f4").tobytes(), headers=headers)

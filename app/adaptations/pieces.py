@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from app.bodies import read_struct
+from app.decisions import Number
 from app.errors import Invalid, PayloadTooLarge
 from app.validation import MAX_ERRORS, FieldError, pointer_to
-from models.remote import LARGEST, RemoteTask
+from models.remote import RemoteTask
 from models.tasks import MAX_HORIZON
 
 MAX_PIECES = 1000
@@ -25,8 +26,6 @@ MAX_PIECES = 1000
 EVENT_PREFIX = "event-"
 """What ids of episodes begin with that are a recorded action and its reward."""
 
-Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
-"""A number that float32 can hold."""
 
 _ROUNDING = 1e-5
 _Row = list[Number]

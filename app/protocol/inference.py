@@ -10,12 +10,11 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
-from app.acting import first_not_finite
 from app.auth import KeyRing
 from app.bodies import Held, media_type
+from app.decisions import TOO_LARGE, first_not_finite, require_few
 from app.documentation import describe_operation, describe_parameter
 from app.errors import Invalid, UnsupportedMediaType
-from app.fleet import TOO_LARGE
 from app.protocol.catalogue import Catalogue, Served
 from app.protocol.examples import REQUEST, RESPONSE
 from app.protocol.statistics import Statistics, Stopwatch
@@ -79,7 +78,9 @@ class Inferring(ShortPath):
         header_length = sent.get(b"inference-header-content-length")
         large = len(body) > INLINE_BYTES
         question = (
-            await self.load.beside(read_question, body, header_length) if large else read_question(body, header_length)
+            await self.load.threads.run(read_question, body, header_length)
+            if large
+            else read_question(body, header_length)
         )
         watch.lap("compute_input")
         served = await self._catalogue.find(name, version, question.parameters.revision)
@@ -88,9 +89,13 @@ class Inferring(ShortPath):
             architecture, count = entry.policy.architecture, len(question.observations)
             watch.lap("queue")
             if large or is_long(architecture, count):
-                # With a policy of its own: it may be replaced meanwhile.
-                copied = served._replace(entry=entry.copy())
-                answer = await self.load.beside(self._act, copied, question, watch)
+
+                async def copy() -> Served:
+                    # A policy of its own: it may be replaced meanwhile.
+                    found = await self._catalogue.find(name, version, question.parameters.revision)
+                    return found._replace(entry=found.entry.copy())
+
+                answer = await self.load.threads.run_with(copy, lambda served: self._act(served, question, watch))
             else:
                 answer = self._act(served, question, watch)
         except BaseException:
@@ -106,6 +111,7 @@ class Inferring(ShortPath):
         if observations.shape[1] != architecture.observation_size:
             shape = [-1, architecture.observation_size]
             raise Invalid("/inputs/0/shape", f"must be {shape}, not {list(observations.shape)}")
+        require_few(len(observations), architecture)
         require_outputs(architecture, question.outputs)
         decision = policy.act(observations, self._source(question.parameters))
         bad = first_not_finite(decision)

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from app.acting import MAX_OBSERVATIONS, Number, Seed
 from app.bodies import read_struct
+from app.decisions import MAX_OBSERVATIONS, Number, Seed
 from app.errors import BadRequest, Invalid, PayloadTooLarge
 from app.validation import FieldError, pointer_to
 from models.runtime import Architecture, Array, Decision

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
+import json
 import math
-import os
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
-from httpx import Client, Response
+from gymnasium.spaces import Box
+from httpx import Client
 from policies_to_act_with import (
     CARTPOLE,
     OBSERVATION,
+    PENDULUM,
     POLICY,
     TORQUE,
     WIDER,
+    act_binary,
     some_params,
+    store_params,
     store_policy,
     store_version,
 )
 
 from app import tables
-from app.bodies import Bodies
-from app.errors import Invalid
 from models.checkpoint import numpy_params
 from models.policy import Policy, PolicyConfig
 from models.runtime import NumpyPolicy
@@ -234,13 +233,36 @@ def test_an_observation_whose_answer_is_no_number_is_refused(app: FastAPI, clien
     assert response.json()["errors"][0]["pointer"] == "/pairs/0/observation"
 
 
+@pytest.mark.parametrize("scaling", ["clip", "scale"])
+def test_an_action_that_is_no_number_is_refused_however_likely_it_is(
+    app: FastAPI, client: Client, scaling: Literal["clip", "scale"]
+) -> None:
+    anywhere = Box(-np.inf, np.inf, (1,), np.float32)
+    config = PolicyConfig(hidden=(8,), action_scaling=scaling)
+    torque = Policy(config, PENDULUM.observation_space, anywhere if scaling == "clip" else PENDULUM.action_space)
+    params = some_params(policy=torque)
+    params |= {"policy.weight": torch.full_like(params["policy.weight"], 3e38)}
+    policy = store_params(app, torque, params)
+    bad, good = [3.0, 3.0, 3.0], [0.0, 0.0, 0.0]
+    path = f"/v1/policies/{policy}:act"
+    tensor = {"name": "observation", "datatype": "FP32", "shape": [1, 3], "data": bad}
+    refusals = [
+        client.post(path, json={"observations": [bad]}),
+        client.post(path, json={"observations": [good, bad]}),
+        act_binary(client, policy, np.array([good, bad])),
+        client.post("/v1/policies:act", json={"pairs": [{"policy": policy, "observation": bad}]}),
+        client.post(f"/v2/models/{policy}/infer", json={"inputs": [tensor]}),
+    ]
+    assert [response.status_code for response in refusals] == [422] * 5
+    assert all("no number" in response.text for response in refusals)
+    with client.websocket_connect(f"/v1/policies/{policy}/stream") as stream:
+        for message in ({"observation": bad}, {"observations": [good, bad]}):
+            stream.send_json(message)
+            assert "no number" in json.dumps(stream.receive_json()["error"])
+    assert client.post(path, json={"observations": [good]}).status_code == 200
+
+
 # Binary bodies.
-
-
-def act_binary(client: Client, policy: str, rows: np.ndarray, query: str = "", **headers: str) -> Response:
-    shape = ",".join(map(str, rows.shape))
-    headers = {"content-type": "application/octet-stream", "headstart-shape": shape} | headers
-    return client.post(f"/v1/policies/{policy}:act{query}", content=rows.astype("<f4").tobytes(), headers=headers)
 
 
 @pytest.mark.parametrize("count", [1, 7, 5000])
@@ -363,145 +385,6 @@ def test_a_fleet_request_that_is_not_right_is_refused_with_the_place(
 
 
 # Load.
-
-
-def test_a_body_that_does_not_arrive_is_given_up(app: FastAPI, client: Client, policy: str) -> None:
-    answer_half_a_body(app, client, f"/v1/policies/{policy}:act", app.acting.load.bodies)
-    assert app.acting.load.in_flight == 0
-    answer_half_a_body(app, client, "/v1/tasks", app.state.bodies)
-
-
-def answer_half_a_body(app: FastAPI, client: Client, path: str, bodies: Bodies) -> None:
-    bodies.arrivals.limit_s = 0.0
-    key = client.headers["authorization"].encode()
-    headers = [(b"authorization", key), (b"content-type", b"application/json"), (b"content-length", b"100")]
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
-    sent: list[Any] = []
-
-    async def one_request() -> None:
-        parts = [{"type": "http.request", "body": b"{", "more_body": True}]
-
-        async def receive() -> Any:
-            return parts.pop() if parts else await asyncio.Event().wait()
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        request = asyncio.create_task(app(scope | {"headers": headers}, receive, send))
-        await asyncio.sleep(0.05)
-        assert bodies.held_bytes == 1
-        await bodies.arrivals.end_overdue()
-        await request
-
-    client.portal.call(one_request)
-    assert sent[0]["status"] == 408
-    assert bodies.held_bytes == 0
-
-
-def test_bodies_that_would_take_too_much_memory_are_refused(app: FastAPI, client: Client, policy: str) -> None:
-    act_path, observations = f"/v1/policies/{policy}:act", {"observations": [OBSERVATION]}
-    others, task = app.state.bodies, {"environment": "CartPole-v1"}
-    for path, body, bodies in ((act_path, observations, app.acting.load.bodies), ("/v1/tasks", task, others)):
-        bodies.held_bytes = bodies.most_held_bytes
-        response = client.post(path, json=body)
-        assert response.status_code == 503
-        assert "memory" in response.json()["detail"]
-        assert response.headers["retry-after"] == "1"
-        bodies.held_bytes = 0
-        assert client.post(path, json=body).is_success
-        assert bodies.held_bytes == 0
-
-
-def test_more_requests_than_may_be_in_flight_are_answered_503_at_once(
-    app: FastAPI, client: Client, policy: str
-) -> None:
-    app.acting.load.in_flight = app.acting.load.max_in_flight
-    response = client.post(f"/v1/policies/{policy}:act", json={"observations": [OBSERVATION]})
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
-    assert response.json()["type"] == "/problems/unavailable"
-    app.acting.load.in_flight = 0
-    assert act(client, policy)
-
-
-def test_a_request_that_is_not_answered_within_its_deadline_is_answered_503(
-    app: FastAPI, client: Client, policy: str
-) -> None:
-    release = threading.Event()
-    fetch = app.state.bank._fetch
-
-    def slow(names: Sequence[str]) -> object:
-        release.wait(10)
-        return fetch(names)
-
-    app.state.bank._fetch = slow
-    path, body = f"/v1/policies/{policy}:act", {"observations": [OBSERVATION]}
-    started = time.monotonic()
-    response = client.post(path, json=body, headers={"headstart-timeout": "0.1"})
-    assert response.status_code == 503
-    assert "within 0.1 s" in response.json()["detail"]
-    assert time.monotonic() - started < 5
-    release.set()
-    # The fetch went on, for whoever comes next.
-    assert client.post(path, json=body).status_code == 200
-    pairs = {"pairs": [{"policy": policy, "observation": OBSERVATION}]}
-    for header in ("0", "-1", "nan", "soon"):
-        refused = client.post("/v1/policies:act", json=pairs, headers={"headstart-timeout": header})
-        assert refused.status_code == 400
-        assert "seconds above 0" in refused.json()["detail"]
-
-
-def test_what_takes_long_waits_for_a_thread_whatever_kind_its_body_is(app: FastAPI, client: Client) -> None:
-    wide = Policy(PolicyConfig(hidden=(1024, 1024)), CARTPOLE.observation_space, CARTPOLE.action_space)
-    policy = store_policy(app, policy=wide)
-    rows = np.zeros((4, 4), np.float32)
-    assert act_binary(client, policy, rows).status_code == 200
-    threads, cores = app.acting.load.threads, os.cpu_count() or 1
-    for _ in range(cores):
-        client.portal.call(threads.acquire)
-    for send in (
-        lambda: act_binary(client, policy, rows, **{"headstart-timeout": "0.05"}),
-        lambda: client.post(
-            f"/v1/policies/{policy}:act", json={"observations": rows.tolist()}, headers={"headstart-timeout": "0.05"}
-        ),
-    ):
-        assert send().status_code == 503
-    assert act_binary(client, policy, rows[:1]).status_code == 200, "one observation is not long"
-    for _ in range(cores):
-        client.portal.call(threads.release)
-    assert act_binary(client, policy, rows).status_code == 200
-
-
-def test_work_that_nobody_waits_for_any_longer_keeps_its_thread_until_it_is_done(
-    app: FastAPI, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert client is not None, "the application has started"
-    release, begun = threading.Event(), []
-
-    def work() -> None:
-        begun.append(1)
-        release.wait(10)
-        raise Invalid("", "nobody hears of this")
-
-    async def impatient() -> int:
-        timeouts = 0
-        for _ in range(3 * cores):
-            try:
-                async with asyncio.timeout(0.02):
-                    await app.acting.load.beside(work)
-            except TimeoutError:
-                timeouts += 1
-        return timeouts
-
-    cores = os.cpu_count() or 1
-    assert client.portal.call(impatient) == 3 * cores
-    assert len(begun) == cores
-    release.set()
-    with pytest.raises(Invalid):
-        client.portal.call(app.acting.load.beside, work)
-    assert len(begun) == cores + 1
-    gc.collect()
-    assert not caplog.records
 
 
 def test_acting_is_described_in_the_openapi_document(client: Client) -> None:

@@ -12,7 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from policies_to_act_with import OBSERVATION, TORQUE, delete, revise, store_policy
+from policies_to_act_with import CARTPOLE, OBSERVATION, TORQUE, delete, revise, store_policy
+
+from models.policy import Policy, PolicyConfig
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient, WebSocketTestSession
@@ -65,20 +67,28 @@ def test_a_stream_answers_as_act_does(client: TestClient, policy: str, stream: W
     assert ask(stream, observations=rows)["actions"] == expected["actions"]
 
 
+@pytest.mark.parametrize(("hidden", "count"), [((8,), 1000), ((1500, 1500), 2), ((1500, 1500), 1)])
 def test_a_message_that_takes_long_is_answered_alike_and_others_act_meanwhile(
-    app: FastAPI, client: TestClient, policy: str, stream: WebSocketTestSession
+    app: FastAPI, client: TestClient, policy: str, hidden: tuple[int, ...], count: int
 ) -> None:
-    rows = np.random.default_rng(0).normal(size=(1000, 4)).tolist()
-    expected = act(client, policy, observations=rows)
-    app.streaming.load.threads = threads = asyncio.Semaphore(0)
-    stream.send_text(json.dumps({"observations": rows}))
-    with client.websocket_connect(f"/v1/policies/{policy}/stream") as other:
-        assert ask(other, observation=rows[0])["action"] == expected["actions"][0]
-    assert client.portal is not None
-    client.portal.call(threads.release)
-    answer = json.loads(stream.receive_text())
+    wide = store_policy(app, policy=Policy(PolicyConfig(hidden), CARTPOLE.observation_space, CARTPOLE.action_space))
+    rows = np.random.default_rng(0).normal(size=(count, 4)).tolist()
+    expected = act(client, wide, observations=rows)
+    message = {"observations": rows} if count > 1 else {"observation": rows[0]}
+    with client.websocket_connect(f"/v1/policies/{wide}/stream") as stream:
+        app.streaming.load.threads.free = threads = asyncio.Semaphore(0)
+        stream.send_text(json.dumps(message))
+        with client.websocket_connect(f"/v1/policies/{policy}/stream") as other:
+            assert "action" in ask(other, observation=OBSERVATION)
+        assert client.portal is not None
+        # To read what is large, and to act.
+        for _ in range(2):
+            client.portal.call(threads.release)
+        answer = json.loads(stream.receive_text())
+    if count == 1:
+        answer = {"actions": [answer["action"]], "values": [answer["value"]]}
     assert answer["actions"] == expected["actions"]
-    assert answer["values"] == pytest.approx(expected["values"], abs=1e-4)
+    assert answer["values"] == pytest.approx(expected["values"], rel=1e-4, abs=1e-4)
 
 
 def test_messages_are_answered_in_order_however_many_are_under_way(stream: WebSocketTestSession) -> None:

@@ -187,7 +187,10 @@ class Adaptations:
         return (read_brought_episode(item) for item in items)
 
     def download_episodes(self, adaptation: str | Adaptation, to: str | Path) -> Path:
-        """Write the episodes that were brought to the file ``to``, each a line that can be uploaded again."""
+        """Write the episodes that were brought to the file ``to``.
+
+        Each is a line that can be uploaded again, unless it is a recorded action.
+        """
         path = Path(to)
         part = path.with_name(path.name + ".part")
         headers = {"Accept": "application/jsonl"}
