@@ -142,9 +142,10 @@ class Acting(ShortPath):
         policy, model, version = match.groups()
         name = policy or f"{model}/{int(version)}"
         kind = sent.get(b"content-type", b"")
-        if media_type(kind) == _FLOATS:
-            return await self._in_time(sent, self._act_binary(name, sent, scope["query_string"], body))
-        require_json(kind)
+        if kind != _JSON:
+            if media_type(kind) == _FLOATS:
+                return await self._in_time(sent, self._act_binary(name, sent, scope["query_string"], body))
+            require_json(kind)
         if len(body) > INLINE_BYTES:
             return await self._in_time(sent, self._act_large(name, body))
         request = self._read(body)

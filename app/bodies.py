@@ -73,7 +73,7 @@ class Bodies:
             Busy: If the others leave no room for it.
             TooSlow: If it does not arrive in time.
         """
-        parts = []
+        parts: list[bytes] = []
         try:
             with self.arrivals.awaited():
                 while True:
@@ -87,12 +87,11 @@ class Bodies:
                         raise self.too_large()
                     if self.held_bytes > self.most_held_bytes:
                         raise Busy("the bodies of other requests take all memory there is for them")
-                    parts.append(part)
                     if not message.get("more_body", False):
-                        break
+                        return b"".join([*parts, part]) if parts else part
+                    parts.append(part)
         except TimeoutError as error:
             raise TooSlow(f"the body did not arrive within {self.arrivals.limit_s:g} s") from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def release(self, held: Held) -> None:
         """The body is held no longer."""

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from app.logs import configure_logging
@@ -89,13 +90,13 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     from app.supervisor import Child, Supervisor
 
     configure_logging("serve")
-    listener = _listen(settings)
-    _announce(settings, listener)
-    descriptor = listener.fileno()
+    listeners = _listen(settings, settings.api_processes)
+    _announce(settings, listeners[0])
     flags = ["--access-log"] if arguments.access_log else []
-    arguments_of_api = ["api", "--descriptor", str(descriptor), *flags]
-    names = ["api"] if settings.api_processes == 1 else [f"api-{i}" for i in range(1, settings.api_processes + 1)]
-    apis = [Child(name, arguments_of_api, descriptors=[descriptor]) for name in names]
+    apis = []
+    for i, listener in enumerate(listeners, start=1):
+        name, descriptor = "api" if len(listeners) == 1 else f"api-{i}", listener.fileno()
+        apis.append(Child(name, ["api", "--descriptor", str(descriptor), *flags], descriptors=[descriptor]))
     return Supervisor([*apis, *_workers()]).run()
 
 
@@ -108,7 +109,7 @@ def _api(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.descriptor is not None:
         listener = socket.socket(fileno=arguments.descriptor)
     else:
-        listener = _listen(settings)
+        [listener] = _listen(settings)
         _announce(settings, listener)
     return _run_api(settings, listener, access_log=arguments.access_log)
 
@@ -126,6 +127,8 @@ def _run_api(settings: Settings, listener: socket.socket, *, access_log: bool) -
         log_config=None,
         access_log=access_log,
         server_header=False,
+        # Only the log asks whom a proxy speaks for.
+        proxy_headers=access_log,
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
         # A small message costs more to compress than to send, and a large one may be larger than it seems.
@@ -257,12 +260,23 @@ def _open(settings: Settings) -> Iterator[Database]:
         database.close()
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """The socket that the API answers on; a supervisor keeps it, so that whoever calls a crashed API just waits."""
+def _listen(settings: Settings, processes: int = 1) -> list[socket.socket]:
+    """A socket for each API process; a supervisor keeps them, so that whoever calls a crashed API just waits.
+
+    Of one port they all are; the system deals connections out among them. From one socket that all accept from, whoever
+    wakes first would take most.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listen = partial(socket.create_server, family=family, backlog=2048)
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        alone = listen((settings.host, settings.port))
+        if processes == 1:
+            return [alone]
+        # Nobody else has the port, which sockets that share it would not notice.
+        address = alone.getsockname()[:2]
+        alone.close()
+        return [listen(address, reuse_port=True) for _ in range(processes)]
     except FileExistsError as error:
         raise CommandFailed(f"{settings.data} is not a folder (HEADSTART_DATA)") from error
     except OSError as error:

@@ -62,8 +62,9 @@ def wrong_size(size: int, found: int) -> str:
 
 def is_finite(decision: Decision) -> bool:
     """Whether all of the answer to one observation, of plain numbers, is a number."""
-    drawn = () if decision.drawn is None else (*decision.drawn, *decision.action)
-    return math.isfinite(decision.log_prob) and math.isfinite(decision.value) and all(map(math.isfinite, drawn))
+    if not (math.isfinite(decision.log_prob) and math.isfinite(decision.value)):
+        return False
+    return decision.drawn is None or all(map(math.isfinite, (*decision.drawn, *decision.action)))
 
 
 def finite_rows(decision: Decision) -> NDArray[np.bool_]:

@@ -74,7 +74,8 @@ def _loaded(port: int, command: list[str], options: argparse.Namespace, core: in
     if done.returncode:
         sys.exit(done.stderr or done.stdout)
     result: Result = json.loads(done.stdout)
-    # The warm-up second counts on both sides of the division, as a share of the whole.
+    # The warm-up second counts on both sides of each division, as a share of the whole.
+    result["load_cores"] = result.pop("cpu_s", 0.0) / (options.seconds + 1)
     result["cpu_us"] = 1e6 * (cpu_s(processes) - before) / (result["requests_per_s"] * (options.seconds + 1))
     return result
 

@@ -247,10 +247,13 @@ def processes(bench: Bench) -> None:
             bench.options.rounds,
         )
     tell(results)
-    # The load has a core to itself beside one process, and takes of both beside two: it counts against the two here.
-    times = ratio(results, "two processes", "one process")
-    cores = [statistics.median(r["requests_per_s"] * r["cpu_us"] / 1e6 for r in each) for each in results.values()]
-    text = f"{times:.2f} times the requests of one, the load on the same cores (CPU: {cores[1]:.2f}, {cores[0]:.2f})"
+    # The load has a core of its own beside one process, and takes of the same two cores beside two.
+    raw = ratio(results, "two processes", "one process")
+    times = statistics.median(
+        b["requests_per_s"] * 2 / (2 - b["load_cores"]) / a["requests_per_s"]
+        for a, b in zip(results["one process"], results["two processes"], strict=True)
+    )
+    text = f"{times:.2f} times the requests of one by what the load leaves of two cores; {raw:.2f} by two cores"
     bench.report("processes", times, text, "at least 1.6")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -218,3 +220,27 @@ def test_a_large_batch_does_not_hold_up_small_ones(service: Service, policy: str
             times.append(time.monotonic() - started)
         assert all(batch.result().status_code == 200 for batch in batches)
         assert sorted(times)[len(times) // 2] < 0.25, "or so: the machine that runs this may have one core"
+
+
+def test_api_processes_share_a_port_and_connections_are_dealt_out_among_them(tmp_path: Path) -> None:
+    service = Service(tmp_path, "")
+    service.environ["HEADSTART_API_PROCESSES"] = "2"
+    try:
+        service.start()
+        address = urlsplit(str(service.http.base_url))
+        children = map(psutil.Process, service.children())
+        apis = [process for process in children if "api" in process.cmdline()]
+        assert len(apis) == 2
+        with contextlib.ExitStack() as opened:
+            for _ in range(64):
+                http = opened.enter_context(httpx.Client(base_url=service.http.base_url))
+                assert http.get("/v2/health/live").status_code == 200
+            for api in apis:
+                kept = [each for each in api.net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED]
+                assert len(kept) > 10
+        again = service.environ | {"HEADSTART_PORT": str(address.port), "HEADSTART_DATA": str(tmp_path / "other")}
+        refused = subprocess.run([COMMAND, "serve"], env=again, capture_output=True, text=True, timeout=60)
+        assert refused.returncode != 0
+        assert "in use" in refused.stderr
+    finally:
+        service.close()
