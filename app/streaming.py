@@ -169,6 +169,7 @@ class _Stream:
         self._policy = policy
         self._headers = scope["headers"]
         self._receive, self._send = receive, send
+        self._answered: dict[str, Any] | None = None
         self._generator = np.random.default_rng()
         self._key = b""
         self._digest = ""
@@ -184,11 +185,16 @@ class _Stream:
             await self._answer(await self._next(self._idle, _IDLE, f"no message for {IDLE_S:g} s"))
 
     async def _next(self, arrivals: Arrivals, code: int, reason: str) -> str | bytes:
+        """Send the last answer, and wait for the next message."""
         try:
             with arrivals.awaited():
+                if self._answered is not None:
+                    await self._send(self._answered)
+                    self._answered = None
                 event = await self._receive()
         except TimeoutError:
-            raise _Closed(code, reason) from None
+            # Who reads no answer would not read why, either.
+            raise _Closed(code if self._answered is None else None, reason) from None
         if event["type"] != "websocket.receive":
             raise _Closed(None)
         text: str | None = event.get("text")
@@ -205,15 +211,9 @@ class _Stream:
             await self._find()
         answer = await self._act(message)
         if isinstance(content, str):
-            event: dict[str, Any] = {"type": "websocket.send", "text": _TO_JSON.encode(answer).decode()}
+            self._answered = {"type": "websocket.send", "text": _TO_JSON.encode(answer).decode()}
         else:
-            event = {"type": "websocket.send", "bytes": _TO_MSGPACK.encode(answer)}
-        try:
-            with self._idle.awaited():
-                await self._send(event)
-        except TimeoutError:
-            # It reads nothing: it would not read why, either.
-            raise _Closed(None) from None
+            self._answered = {"type": "websocket.send", "bytes": _TO_MSGPACK.encode(answer)}
 
     async def _act(self, message: StreamMessage | StreamError) -> msgspec.Struct:
         if isinstance(message, StreamError):
