@@ -80,6 +80,7 @@ def runtimes() -> dict[str, Forward]:
 
     return {
         "NumPy": lambda x: numpy_policy.act(x, None),
+        "NumPy, as served": lambda x: numpy_policy.act_one(x[0], None) if len(x) == 1 else numpy_policy.act(x, None),
         "LocalPolicy": local.act,
         "ONNX Runtime": lambda x: session.run(["action", "log_prob", "value"], {"observation": x}),
         "torch, models.policy": functional,
@@ -106,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[int, float]]:
         forwards = runtimes()
         expected = forwards["NumPy"](x)
         for forward in forwards.values():
-            for value, value_ in zip(forward(x), expected, strict=False):
+            for value, value_ in zip(list(forward(x))[:3], expected[:3], strict=True):
                 np.testing.assert_allclose(value, value_, rtol=1e-4, atol=1e-5)
         for _ in range(options.rounds):
             for name, forward in forwards.items():
