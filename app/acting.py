@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, final
 from urllib.parse import parse_qsl
 
@@ -211,17 +212,11 @@ class Acting(ShortPath):
     async def _act_long(self, name: str, request: ActRequest) -> tuple[bytes, Headers]:
         """Beside the event loop, with a policy of its own: it may be replaced meanwhile."""
         response = await self.load.threads.run_with(
-            self._copy(name, request.revision), lambda entry: self._act_many(name, entry, request)
+            partial(self.bank.copy, name, request.revision), lambda entry: self._act_many(name, entry, request)
         )
         if request.record:
             response.event_id = await self._record(request, response)
         return await self.load.threads.run(self._writer.encode, response), [_JSON_HEADER]
-
-    def _copy(self, name: str, revision: int) -> Callable[[], Awaitable[Hot]]:
-        async def copy() -> Hot:
-            return (await self.bank.load(name, revision)).copy()
-
-        return copy
 
     async def _act_binary(
         self, name: str, sent: Mapping[bytes, bytes], query: bytes, body: bytes
@@ -240,7 +235,7 @@ class Acting(ShortPath):
             return entry, entry.policy.act(observations, generator)
 
         if len(body) > INLINE_BYTES or is_long(architecture, len(observations)):
-            entry, decision = await self.load.threads.run_with(self._copy(name, options.revision), act)
+            entry, decision = await self.load.threads.run_with(partial(self.bank.copy, name, options.revision), act)
         else:
             _, decision = act(entry)
         require_finite(decision)

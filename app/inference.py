@@ -108,6 +108,10 @@ class PolicyBank:
         [entry] = await self.load_many([name], revision)
         return entry
 
+    async def copy(self, name: str, revision: int = 0) -> Hot:
+        """The policy as one of its own, to act with elsewhere than on the event loop; raises as :meth:`load`."""
+        return (await self.load(name, revision)).copy()
+
     async def load_many(self, names: Sequence[str], revision: int = 0, most_bytes: float = math.inf) -> list[Hot]:
         """Policies, in the order of their names; those that are not hot are fetched, each once at a time.
 

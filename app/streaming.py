@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, final
 
 import msgspec
@@ -247,12 +248,8 @@ class _Stream:
             return StreamPolicy(self._policy, entry.revision)
         if not is_long(entry.policy.architecture, count):
             return act(entry)
-
-        async def copy() -> Hot:
-            # A policy of its own: it may be replaced meanwhile.
-            return (await self._bank.load(self._policy, message.revision)).copy()
-
-        return await self._load.threads.run_with(copy, act)
+        # With a policy of its own: it may be replaced meanwhile.
+        return await self._load.threads.run_with(partial(self._bank.copy, self._policy, message.revision), act)
 
     async def _authenticate(self, key: bytes) -> None:
         try:

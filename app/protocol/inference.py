@@ -83,7 +83,8 @@ class Inferring(ShortPath):
             else read_question(body, header_length)
         )
         watch.lap("compute_input")
-        served = await self._catalogue.find(name, version, question.parameters.revision)
+        asked = name, version, question.parameters.revision
+        served = await self._catalogue.find(*asked)
         name, version, entry = served
         try:
             architecture, count = entry.policy.architecture, len(question.observations)
@@ -91,8 +92,8 @@ class Inferring(ShortPath):
             if large or is_long(architecture, count):
 
                 async def copy() -> Served:
-                    # A policy of its own: it may be replaced meanwhile.
-                    found = await self._catalogue.find(name, version, question.parameters.revision)
+                    # What stands when it is its turn, as a policy of its own: it may be replaced meanwhile.
+                    found = await self._catalogue.find(*asked)
                     return found._replace(entry=found.entry.copy())
 
                 answer = await self.load.threads.run_with(copy, lambda served: self._act(served, question, watch))

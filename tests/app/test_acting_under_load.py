@@ -22,6 +22,7 @@ from policies_to_act_with import CARTPOLE, OBSERVATION, act_binary, store_policy
 from app.bodies import Bodies
 from app.errors import Invalid
 from app.slots import Hot
+from app.tables import Policy as Row
 from models.policy import Policy, PolicyConfig
 
 pytestmark = pytest.mark.databases("sqlite")
@@ -196,6 +197,27 @@ def test_policies_are_copied_for_threads_that_are_free_only(
     app.acting.load.threads.free, soon["headstart-timeout"] = threads, "10"
     assert [ask().status_code for ask in asked] == [200] * 3
     assert len(copied) == 3
+
+
+def test_inference_that_waits_for_a_thread_is_answered_by_the_revision_that_stands_then(
+    app: FastAPI, client: Client
+) -> None:
+    wide = Policy(PolicyConfig(hidden=(1500, 1500)), CARTPOLE.observation_space, CARTPOLE.action_space)
+    policy = store_policy(app, policy=wide)
+    tensor = {"name": "observation", "datatype": "FP32", "shape": [1, 4], "data": OBSERVATION}
+    path, inputs = f"/v2/models/{policy}/infer", {"inputs": [tensor]}
+    assert client.post(path, json=inputs).json()["model_version"] == "0"
+    threads = app.inferring.load.threads
+    threads.free = asyncio.Semaphore(0)
+    with ThreadPoolExecutor(1) as caller:
+        waiting = caller.submit(client.post, path, json=inputs)
+        time.sleep(0.3)
+        assert not waiting.done()
+        with app.state.database.transaction() as session:
+            session.get(Row, policy).revision = 1
+        client.portal.call(app.state.bank.refresh)
+        client.portal.call(threads.free.release)
+        assert waiting.result().json()["model_version"] == "1"
 
 
 def test_more_numbers_than_one_answer_may_hold_are_refused_in_every_way_to_ask(app: FastAPI, client: Client) -> None:
